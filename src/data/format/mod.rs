@@ -1,0 +1,1 @@
+//! File formats, one file each. A reader never panics on any bytes.

@@ -1,0 +1,1 @@
+//! Generated EEG: a faithful dataset for the demo and for tests.
