@@ -7,6 +7,7 @@
 
 pub mod format;
 pub mod recording;
+pub mod rng;
 pub mod synth;
 
 pub use recording::{Annotation, Channel, ChannelKind, Recording};
