@@ -4,13 +4,26 @@
 //! In the order data flows:
 //! - [`data`]: recordings, BIDS folders, filters, windows, the cache, splits, generated EEG
 //! - [`config`]: profiles and settings: flag over file over profile over default
+//! - [`tensor`], [`tape`]: what is computed with, and how gradients come back
+//! - [`ops`]: primitives; [`nn`]: parameters and layers; [`model`]: what is trained
+//! - [`backend`]: machines: memory, queues, the CPU reference, the null device
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
 
+pub mod backend;
 pub mod config;
 pub mod data;
+mod dtype;
 mod error;
 pub mod metrics;
+pub mod model;
+pub mod nn;
+pub mod ops;
 pub mod report;
+pub mod tape;
+pub mod tensor;
 
+pub use dtype::{DType, Element};
 pub use error::{Error, Result};
+pub use tape::{Tape, Var};
+pub use tensor::{Shape, Tensor, View};

@@ -1,0 +1,355 @@
+//! The arena: bookkeeping of device memory, the same on every backend.
+//!
+//! Same requests, same offsets: so the null backend, which has no memory, gives the exact peak of
+//! a model and batch before anything runs. Two regions:
+//! - **held**: what lives across steps (parameters, optimizer state, inputs, results);
+//! - **step**: what one recorded step allocates and gives back. Every recording starts with the
+//!   region empty and must end with it empty, so recordings share the same bytes.
+//!
+//! A region grows by chunks. A hole is chosen by best fit (lowest address among equals) before
+//! fresh bytes are taken; holes that touch the fresh end are returned to it, so the layout does
+//! not depend on how large the chunk was.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::{Error, Result};
+
+/// Every block begins on this many bytes: a cache line pair, and what 128-bit loads and TMA want.
+pub const ALIGN: usize = 256;
+
+/// Least bytes a region asks of its backend at once when nothing was reserved for it.
+const CHUNK: usize = 32 << 20;
+
+/// Rounds a request to whole blocks; a request of nothing still has an address of its own.
+pub const fn rounded(bytes: usize) -> usize {
+    (if bytes == 0 { 1 } else { bytes }).next_multiple_of(ALIGN)
+}
+
+/// Gives a chunk of at least so many bytes and returns its address.
+pub type Grow<'a> = &'a dyn Fn(usize) -> Result<u64>;
+
+/// Bytes of memory in use, by region.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes of the held region handed out now.
+    pub held: u64,
+    /// Highest end of the held region so far.
+    pub held_peak: u64,
+    /// Bytes of the step region handed out now.
+    pub step: u64,
+    /// Highest end of the step region so far, over all recordings.
+    pub step_peak: u64,
+}
+
+impl MemoryUse {
+    /// What a device must have for this: both regions at their highest.
+    pub fn peak(&self) -> u64 {
+        self.held_peak + self.step_peak
+    }
+}
+
+#[derive(Debug)]
+struct Chunk {
+    base: u64,
+    capacity: usize,
+    /// Bytes from `base` that were handed out and not returned to the fresh end.
+    end: usize,
+    /// Highest `end` so far.
+    peak: usize,
+    /// Offset -> length of the holes below `end`.
+    holes: BTreeMap<usize, usize>,
+}
+
+impl Chunk {
+    /// `room`: bytes the peak may still grow.
+    fn take(&mut self, bytes: usize, room: u64) -> Option<u64> {
+        let fitting = self.holes.iter().filter(|(_, length)| **length >= bytes);
+        if let Some((&offset, &length)) =
+            fitting.min_by_key(|(offset, length)| (**length, **offset))
+        {
+            self.holes.remove(&offset);
+            if length > bytes {
+                self.holes.insert(offset + bytes, length - bytes);
+            }
+            return Some(self.base + offset as u64);
+        }
+        let growth = (self.end + bytes).saturating_sub(self.peak) as u64;
+        if self.capacity - self.end < bytes || growth > room {
+            return None;
+        }
+        let offset = self.end;
+        self.end += bytes;
+        self.peak = self.peak.max(self.end);
+        Some(self.base + offset as u64)
+    }
+
+    fn give(&mut self, address: u64, bytes: usize) {
+        let (mut offset, mut length) = ((address - self.base) as usize, bytes);
+        if let Some((&before, &size)) = self.holes.range(..offset).next_back()
+            && before + size == offset
+        {
+            self.holes.remove(&before);
+            offset = before;
+            length += size;
+        }
+        if let Some(size) = self.holes.remove(&(offset + length)) {
+            length += size;
+        }
+        if offset + length == self.end {
+            self.end = offset;
+        } else {
+            self.holes.insert(offset, length);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Region {
+    chunks: Vec<Chunk>,
+    used: u64,
+}
+
+impl Region {
+    fn peak(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.peak as u64).sum()
+    }
+
+    fn take(&mut self, bytes: usize, room: u64) -> Option<u64> {
+        let address = self.chunks.iter_mut().find_map(|chunk| chunk.take(bytes, room))?;
+        self.used += bytes as u64;
+        Some(address)
+    }
+
+    fn add_chunk(&mut self, capacity: usize, grow: Grow<'_>) -> Result<()> {
+        let base = grow(capacity)?;
+        self.chunks.push(Chunk { base, capacity, end: 0, peak: 0, holes: BTreeMap::new() });
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Region,
+    step: Region,
+    recording: bool,
+}
+
+/// Deterministic allocator of device addresses.
+#[derive(Debug)]
+pub struct Arena {
+    state: Mutex<State>,
+    /// Bytes both regions together may reach.
+    limit: u64,
+    chunk: usize,
+}
+
+impl Arena {
+    /// An arena that hands out at most `limit` bytes.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), limit, chunk: CHUNK })
+    }
+
+    /// An arena with one endless chunk a region: the planner's.
+    pub(crate) fn endless(limit: u64) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), limit, chunk: 1 << 46 })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere cannot leave the books half written: every change below is complete
+        // before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes both regions together may reach.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// What is in use, and the peaks so far.
+    pub fn usage(&self) -> MemoryUse {
+        let state = self.state();
+        MemoryUse {
+            held: state.held.used,
+            held_peak: state.held.peak(),
+            step: state.step.used,
+            step_peak: state.step.peak(),
+        }
+    }
+
+    /// Makes room for steps that reach `bytes`, as the planner gave them, in one chunk.
+    ///
+    /// # Errors
+    /// What `grow` reports.
+    pub fn reserve_step(&self, bytes: u64, grow: Grow<'_>) -> Result<()> {
+        let mut state = self.state();
+        let present = state.step.chunks.iter().map(|chunk| chunk.capacity).max().unwrap_or(0);
+        if bytes as usize > present {
+            state.step.add_chunk(bytes as usize, grow)?;
+            // Best fit goes by chunk order: the reserved one comes first.
+            state.step.chunks.rotate_right(1);
+        }
+        Ok(())
+    }
+
+    /// Allocates from the region in force.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] naming `what` when the limit is passed, or what `grow` reports.
+    pub fn alloc(
+        self: &Arc<Self>,
+        bytes: usize,
+        what: &dyn Display,
+        grow: Grow<'_>,
+    ) -> Result<super::Mem> {
+        let size = rounded(bytes);
+        let mut state = self.state();
+        let held = state.held.peak() + state.step.peak();
+        let room = self.limit.saturating_sub(held);
+        let recording = state.recording;
+        let region = if recording { &mut state.step } else { &mut state.held };
+        let mut address = region.take(size, room);
+        if address.is_none() && size as u64 <= room {
+            region.add_chunk(size.max(self.chunk), grow)?;
+            address = region.take(size, room);
+        }
+        drop(state);
+        match address {
+            Some(address) => Ok(super::Mem::new(Arc::clone(self), address, size, recording)),
+            None => Err(Error::OutOfMemory {
+                what: what.to_string(),
+                requested: size as u64,
+                held,
+                capacity: self.limit,
+                remedy: "take a smaller batch (`--batch auto` plans the largest that fits), more \
+                         accumulation, or `--recompute layers`"
+                    .into(),
+            }),
+        }
+    }
+
+    pub(super) fn free(&self, address: u64, bytes: usize, step: bool) {
+        let mut state = self.state();
+        let region = if step { &mut state.step } else { &mut state.held };
+        region.used -= bytes as u64;
+        let owner = region
+            .chunks
+            .iter_mut()
+            .find(|chunk| (chunk.base..chunk.base + chunk.capacity as u64).contains(&address));
+        if let Some(chunk) = owner {
+            chunk.give(address, bytes);
+        }
+    }
+
+    /// True between [`Arena::begin_step`] and [`Arena::end_step`].
+    pub fn is_recording(&self) -> bool {
+        self.state().recording
+    }
+
+    /// Switches allocation to the step region.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a recording is under way.
+    pub fn begin_step(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.recording {
+            return Err(Error::shape("record", "a step is being recorded already"));
+        }
+        state.recording = true;
+        Ok(())
+    }
+
+    /// Switches back to the held region.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a tensor allocated in the step outlived it: its bytes would be
+    /// overwritten by the next replay.
+    pub fn end_step(&self) -> Result<()> {
+        let mut state = self.state();
+        state.recording = false;
+        if state.step.used != 0 {
+            let problem = format!(
+                "{} bytes allocated inside the recorded step outlived it; allocate results before \
+                 recording and write into them",
+                state.step.used
+            );
+            return Err(Error::shape("record", problem));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::rng::Rng;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    fn walk(arena: &Arc<Arena>, seed: u64) -> (Vec<u64>, MemoryUse) {
+        let next = AtomicU64::new(1 << 20);
+        let grow = |bytes: usize| Ok(next.fetch_add(bytes as u64, Ordering::Relaxed));
+        let (mut rng, mut live, mut addresses) = (Rng::new(seed, 0), Vec::new(), Vec::new());
+        for _ in 0..2_000 {
+            if rng.uniform() < 0.55 || live.is_empty() {
+                let mem = arena.alloc(1 + rng.below(9_000), &"x", &grow).expect("fits");
+                let span = mem.address()..mem.address() + mem.bytes() as u64;
+                assert!(live.iter().all(|other: &super::super::Mem| {
+                    other.address() >= span.end
+                        || other.address() + other.bytes() as u64 <= span.start
+                }));
+                addresses.push(mem.address());
+                live.push(mem);
+            } else {
+                live.swap_remove(rng.below(live.len()));
+            }
+        }
+        drop(live);
+        (addresses, arena.usage())
+    }
+
+    #[test]
+    fn blocks_never_overlap_and_repeat() {
+        let (a, used) = walk(&Arena::endless(u64::MAX), 3);
+        let (b, again) = walk(&Arena::endless(u64::MAX), 3);
+        assert_eq!(a, b);
+        assert_eq!(used, again);
+        assert_eq!(used.held, 0);
+        assert!(used.held_peak > 0);
+    }
+
+    #[test]
+    fn a_reserved_chunk_of_the_planned_size_gives_the_planned_layout() {
+        let endless = Arena::endless(u64::MAX);
+        endless.begin_step().expect("free");
+        let (planned, used) = walk(&endless, 9);
+        endless.end_step().expect("empty");
+        let real = Arena::new(u64::MAX);
+        real.reserve_step(used.step_peak, &|_| Ok(1 << 20)).expect("grows");
+        real.begin_step().expect("free");
+        let (measured, real_use) = walk(&real, 9);
+        assert_eq!(planned, measured);
+        assert_eq!(used.step_peak, real_use.step_peak);
+    }
+
+    #[test]
+    fn the_limit_holds_to_the_byte() {
+        let grow = |_: usize| Ok(1 << 20);
+        let arena = Arena::new(2 * ALIGN as u64);
+        let first = arena.alloc(ALIGN + 1, &"first [257]", &grow).expect("fits exactly");
+        let refused = arena.alloc(1, &"second [1]", &grow).expect_err("full");
+        assert!(refused.to_string().contains("second [1]"), "{refused}");
+        drop(first);
+        arena.alloc(1, &"third", &grow).expect("room again");
+    }
+
+    #[test]
+    fn what_outlives_a_step_is_reported() {
+        let grow = |_: usize| Ok(1 << 20);
+        let arena = Arena::new(1 << 30);
+        arena.begin_step().expect("free");
+        let leaked = arena.alloc(64, &"leak", &grow).expect("fits");
+        assert!(arena.end_step().expect_err("leak").to_string().contains("outlived"));
+        drop(leaked);
+    }
+}

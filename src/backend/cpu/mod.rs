@@ -1,0 +1,260 @@
+//! The CPU backend: always there, and the reference of every other one.
+
+pub mod host;
+pub mod parallel;
+pub mod real;
+pub mod scratch;
+pub mod simd;
+
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::{bf16, f16};
+use host::HostIo;
+use rayon::ThreadPool;
+use simd::memory::HostMemory;
+
+use super::null::check_copy;
+use super::{Arch, Arena, Backend, Io, MAX_OPERANDS, Machine, Mem, MemoryUse, Op, Replay};
+use crate::tensor::View;
+use crate::{DType, Error, Result};
+
+#[derive(Debug)]
+struct Noted {
+    op: Box<dyn Op>,
+    views: Box<[View]>,
+    inputs: usize,
+}
+
+impl Noted {
+    fn new(op: Box<dyn Op>, io: Io<'_>) -> Self {
+        Self { op, views: [io.inputs, io.outputs].concat().into(), inputs: io.inputs.len() }
+    }
+
+    fn io(&self) -> Io<'_> {
+        let (inputs, outputs) = self.views.split_at(self.inputs);
+        Io { inputs, outputs }
+    }
+}
+
+/// f32 stand-ins for 16-bit operands of one launch.
+#[derive(Debug, Default)]
+struct Scratch {
+    address: u64,
+    bytes: usize,
+}
+
+/// The host's processor as a backend.
+#[derive(Debug)]
+pub struct Cpu {
+    arch: Arch,
+    arena: Arc<Arena>,
+    memory: Arc<HostMemory>,
+    pool: ThreadPool,
+    noted: Mutex<Option<Vec<Noted>>>,
+    scratch: Mutex<Scratch>,
+}
+
+impl Cpu {
+    /// A backend of `threads` threads (0: one per core) that may use `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the threads cannot be started.
+    pub fn new(threads: usize, limit: u64) -> Result<Self> {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("engine-cpu-{i}"))
+            .build()
+            .map_err(|error| Error::Device {
+                device: "cpu".into(),
+                problem: error.to_string(),
+                remedy: "ask for fewer `--threads`".into(),
+            })?;
+        let arch = Arch {
+            name: format!("cpu {}", instruction_set()),
+            machine: Machine::Cpu,
+            wave: 1,
+            units: threads as u32,
+            memory: limit,
+            shared: 0,
+            matrix_cores: false,
+            bf16: false,
+        };
+        Ok(Self {
+            arch,
+            arena: Arena::new(limit),
+            memory: Arc::default(),
+            pool,
+            noted: Mutex::default(),
+            scratch: Mutex::default(),
+        })
+    }
+
+    fn grow(&self, bytes: usize) -> Result<u64> {
+        self.memory.grow(bytes)
+    }
+
+    fn execute(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
+        let narrow = |view: &View| matches!(view.dtype, DType::Bf16 | DType::F16);
+        if io.inputs.iter().chain(io.outputs).any(narrow) {
+            return self.execute_widened(op, io);
+        }
+        self.memory.with(io, |operands| op.host(&mut HostIo::new(operands)))
+    }
+
+    /// Runs `op` on f32 copies of its 16-bit operands and rounds the results back.
+    fn execute_widened(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
+        if io.inputs.len() + io.outputs.len() > 2 * MAX_OPERANDS {
+            return Err(Error::shape(op.name(), "too many operands"));
+        }
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let wide_bytes = |view: &View| (view.span_bytes() * 2).next_multiple_of(64);
+        let needed = io.inputs.iter().chain(io.outputs).map(wide_bytes).sum();
+        if needed > scratch.bytes {
+            let bytes = usize::max(needed, 2 * scratch.bytes);
+            *scratch = Scratch { address: self.memory.grow(bytes)?, bytes };
+        }
+        let mut next = scratch.address;
+        let mut widen = |view: &View| {
+            if !matches!(view.dtype, DType::Bf16 | DType::F16) {
+                return *view;
+            }
+            let wide = View { address: next, dtype: DType::F32, ..*view };
+            next += wide_bytes(view) as u64;
+            wide
+        };
+        let Some(&first) = io.inputs.first().or(io.outputs.first()) else { return Ok(()) };
+        let mut flat = [first; 2 * MAX_OPERANDS];
+        for (slot, view) in flat.iter_mut().zip(io.inputs.iter().chain(io.outputs)) {
+            *slot = widen(view);
+        }
+        let count = io.inputs.len() + io.outputs.len();
+        let (inputs, outputs) = flat[..count].split_at(io.inputs.len());
+        for (narrow, wide) in io.inputs.iter().chain(io.outputs).zip(&flat) {
+            self.convert(narrow, wide)?;
+        }
+        let wide_io = Io { inputs, outputs };
+        self.memory.with(wide_io, |operands| op.host(&mut HostIo::new(operands)))?;
+        for (narrow, wide) in io.outputs.iter().zip(outputs) {
+            self.convert(wide, narrow)?;
+        }
+        Ok(())
+    }
+
+    /// Copies between a 16-bit view and its f32 stand-in; nothing to do for other types.
+    fn convert(&self, from: &View, to: &View) -> Result<()> {
+        if from.dtype == to.dtype {
+            return Ok(());
+        }
+        let io = Io { inputs: &[*from], outputs: &[*to] };
+        self.memory.with(io, |mut operands| {
+            match (from.dtype, to.dtype) {
+                (DType::Bf16, DType::F32) => {
+                    let pairs =
+                        operands.output::<f32>(0)?.iter_mut().zip(operands.input::<bf16>(0)?);
+                    pairs.for_each(|(to, from)| *to = from.to_f32());
+                }
+                (DType::F16, DType::F32) => {
+                    let pairs =
+                        operands.output::<f32>(0)?.iter_mut().zip(operands.input::<f16>(0)?);
+                    pairs.for_each(|(to, from)| *to = from.to_f32());
+                }
+                (DType::F32, DType::Bf16) => {
+                    let pairs =
+                        operands.output::<bf16>(0)?.iter_mut().zip(operands.input::<f32>(0)?);
+                    pairs.for_each(|(to, from)| *to = bf16::from_f32(*from));
+                }
+                (DType::F32, DType::F16) => {
+                    let pairs =
+                        operands.output::<f16>(0)?.iter_mut().zip(operands.input::<f32>(0)?);
+                    pairs.for_each(|(to, from)| *to = f16::from_f32(*from));
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The widest vectors the kernels will use here.
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    if cfg!(target_arch = "aarch64") { "neon" } else { "baseline" }
+}
+
+impl Backend for Cpu {
+    fn arch(&self) -> &Arch {
+        &self.arch
+    }
+
+    fn alloc(&self, bytes: usize, what: &dyn Display) -> Result<Mem> {
+        self.arena.alloc(bytes, what, &|bytes| self.grow(bytes))
+    }
+
+    fn upload(&self, to: &View, from: &[u8]) -> Result<()> {
+        check_copy("upload", to, from.len())?;
+        self.memory.with(Io { inputs: &[], outputs: &[*to] }, |mut operands| {
+            operands.output_bytes(0)?.copy_from_slice(from);
+            Ok(())
+        })
+    }
+
+    fn download(&self, from: &View, to: &mut [u8]) -> Result<()> {
+        check_copy("download", from, to.len())?;
+        self.memory.with(Io { inputs: &[*from], outputs: &[] }, |operands| {
+            to.copy_from_slice(operands.input_bytes(0)?);
+            Ok(())
+        })
+    }
+
+    fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(noted) = noted.as_mut() {
+            noted.push(Noted::new(op, io));
+            return Ok(());
+        }
+        drop(noted);
+        self.pool.install(|| self.execute(op.as_ref(), io))
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Replay>> {
+        self.arena.begin_step()?;
+        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        let done = step();
+        let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = self.arena.end_step();
+        done.and(ended)?;
+        Ok(Some(Replay(Box::new(noted.unwrap_or_default()))))
+    }
+
+    fn replay(&self, replay: &Replay) -> Result<()> {
+        let noted = replay.0.downcast_ref::<Vec<Noted>>();
+        let noted = noted.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
+        // One hand-over to the pool for the whole step, not one per op.
+        self.pool.install(|| noted.iter().try_for_each(|n| self.execute(n.op.as_ref(), n.io())))
+    }
+
+    fn reserve_step(&self, bytes: u64) -> Result<()> {
+        self.arena.reserve_step(bytes, &|bytes| self.grow(bytes))
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.arena.usage()
+    }
+}

@@ -1,0 +1,93 @@
+//! From windows to tokens: time is cut into patches, each with all channels.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{op, size};
+use crate::backend::Route;
+use crate::backend::cpu::host::{HostIo, HostKernel};
+use crate::backend::cpu::parallel::for_rows;
+use crate::backend::cpu::real::Real;
+use crate::tape::{Tape, Var};
+use crate::{Error, Result};
+
+/// tokens[b, t, c * patch + k] = window[b, c, t * patch + k], or back. Samples past the last whole
+/// patch are left out (their gradient is 0). Input and output: window `[batch, channels, time]`
+/// and tokens `[batch, time / patch, channels * patch]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct Patchify {
+    batch: u32,
+    channels: u32,
+    time: u32,
+    patch: u32,
+    backward: u32,
+    accumulate: u32,
+}
+
+op!(Patchify, "patchify", |op, arch, kernel| {
+    Route::elements(arch, kernel, (op.batch * op.channels * op.time) as usize)
+});
+
+impl HostKernel for Patchify {
+    fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
+        let (batch, channels) = (self.batch as usize, self.channels as usize);
+        let (time, patch) = (self.time as usize, self.patch as usize);
+        let (n, width) = (time / patch, channels * patch);
+        let add = self.accumulate != 0;
+        if self.backward != 0 {
+            let dy = io.input_n::<T>(0, batch * n * width)?;
+            let dx = io.output_n::<T>(0, batch * channels * time)?;
+            for_rows(dx, time, time, |first, dx| {
+                for (i, dx) in dx.chunks_exact_mut(time).enumerate() {
+                    let (b, c) = ((first + i) / channels, (first + i) % channels);
+                    for (s, dx) in dx.iter_mut().enumerate() {
+                        let at = (b * n + s / patch) * width + c * patch + s % patch;
+                        let grad = if s / patch < n { dy[at] } else { T::ZERO };
+                        *dx = if add { *dx + grad } else { grad };
+                    }
+                }
+            });
+            return Ok(());
+        }
+        let x = io.input_n::<T>(0, batch * channels * time)?;
+        for_rows(io.output_n::<T>(0, batch * n * width)?, width, width, |first, y| {
+            for (i, y) in y.chunks_exact_mut(width).enumerate() {
+                let (b, t) = ((first + i) / n, (first + i) % n);
+                for (c, y) in y.chunks_exact_mut(patch).enumerate() {
+                    let at = (b * channels + c) * time + t * patch;
+                    y.copy_from_slice(&x[at..at + patch]);
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Tokens `[batch, time / patch, channels * patch]` of windows `[batch, channels, time]`.
+///
+/// # Errors
+/// [`Error::Shape`] when `x` has not three axes or is shorter than a patch.
+pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize) -> Result<Var> {
+    let &[batch, channels, time] = x.dims() else {
+        return Err(Error::shape("patchify", format!("a window batch of shape {}", x.shape())));
+    };
+    if patch == 0 || patch > time {
+        return Err(Error::shape("patchify", format!("patches of {patch} of {time} samples")));
+    }
+    let op = Patchify {
+        batch: size(batch),
+        channels: size(channels),
+        time: size(time),
+        patch: size(patch),
+        backward: 0,
+        accumulate: 0,
+    };
+    let y = tape.empty([batch, time / patch, channels * patch], x.dtype(), "patches")?;
+    tape.run(op, &[x.tensor()], &[&y])?;
+    let input = x.clone();
+    Ok(tape.push(y, &[x], move |grads, dy| {
+        let Some(to) = grads.target(&input)? else { return Ok(()) };
+        let op = Patchify { backward: 1, accumulate: to.accumulate.into(), ..op };
+        grads.tape().run(op, &[&dy], &[&to.tensor])
+    }))
+}
