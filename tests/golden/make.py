@@ -28,6 +28,8 @@ The safetensors header holds one metadata entry, `golden`, a JSON object: `model
 key biases (softmax ignores a shift), a bias that batch normalisation subtracts again, imaginary
 gains at 0 Hz and Nyquist. In float32 they get rounding noise, which AdamW divides by its own size:
 `final` differs there by up to steps * lr whatever the implementation. The loss does not see it.
+After batch normalisation the drifting bias moves `final.bnorm.running_mean` with it, and (running
+statistics lag behind) `eval_output` by about 1e-4: PyTorch's own float32 run does the same.
 
 `f32_error` is what PyTorch's float32 loses: the greatest absolute difference from float64 in
 `output`, `eval_output`, and per name in `grad` and `final`.

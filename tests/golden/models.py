@@ -24,8 +24,11 @@ class SpectralGain(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x and result: [batch, n_tokens, d_model]."""
-        spectrum = torch.fft.rfft(x, dim=1) * torch.view_as_complex(self.gain)
-        return torch.fft.irfft(spectrum, n=x.shape[1], dim=1)
+        # Written with time last and contiguous: torch.compile mistakes the strides of a transform
+        # along another axis (pytorch/pytorch#106623), and the layers after it want theirs in order.
+        spectrum = torch.fft.rfft(x.transpose(1, 2).contiguous())
+        spectrum = spectrum * torch.view_as_complex(self.gain).transpose(0, 1)
+        return torch.fft.irfft(spectrum, n=x.shape[1]).transpose(1, 2).contiguous()
 
 
 class EegFormer(nn.Module):
