@@ -176,7 +176,8 @@ def convolutions(c: Cases) -> None:
         )
 
     # (time, kernel, stride, padding): overlapping, with gaps, with a remainder, padded
-    for time, kernel, stride, padding in [(29, 5, 3, 0), (23, 3, 5, 0), (31, 4, 4, 0), (19, 7, 2, 3)]:
+    shapes = [(29, 5, 3, 0), (23, 3, 5, 0), (31, 4, 4, 0), (19, 7, 2, 3)]
+    for time, kernel, stride, padding in shapes:
         attributes = {"kernel_size": kernel, "stride": stride, "padding": padding}
         c.gradients("avg_pool1d", F.avg_pool1d, {"input": c.normal(2, 3, time)}, **attributes)
         c.gradients("max_pool1d", F.max_pool1d, {"input": c.normal(2, 3, time)}, **attributes)
