@@ -6,6 +6,7 @@
 //! - [`config`]: profiles and settings: flag over file over profile over default
 //! - [`tensor`], [`tape`]: what is computed with, and how gradients come back
 //! - [`ops`]: primitives; [`nn`]: parameters and layers; [`model`]: what is trained
+//! - [`optim`], [`train`]: updates, recorded steps, runs
 //! - [`backend`]: machines: memory, queues, the CPU reference, the null device
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
@@ -19,9 +20,11 @@ pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod report;
 pub mod tape;
 pub mod tensor;
+pub mod train;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

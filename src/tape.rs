@@ -120,6 +120,11 @@ impl<'s> Tape<'s> {
         self.rng.as_ref()
     }
 
+    /// Random ops from here on are numbered from `first`: for several passes in one step.
+    pub fn streams_from(&self, first: u32) {
+        self.streams.set(first);
+    }
+
     /// A number no other random op of this step has.
     pub fn next_stream(&self) -> u32 {
         let stream = self.streams.get();

@@ -22,6 +22,9 @@ pub const ALIGN: usize = 256;
 /// Least bytes a region asks of its backend at once when nothing was reserved for it.
 const CHUNK: usize = 32 << 20;
 
+const REMEDY: &str = "take a smaller batch (`--batch auto` plans the largest that fits), more \
+                      accumulation, or `--recompute layers`";
+
 /// Rounds a request to whole blocks; a request of nothing still has an address of its own.
 pub const fn rounded(bytes: usize) -> usize {
     (if bytes == 0 { 1 } else { bytes }).next_multiple_of(ALIGN)
@@ -178,17 +181,28 @@ impl Arena {
         }
     }
 
-    /// Makes room for steps that reach `bytes`, as the planner gave them, in one chunk.
+    /// Makes room for the planned peaks, in one chunk a region, taken before any other.
     ///
     /// # Errors
-    /// What `grow` reports.
-    pub fn reserve_step(&self, bytes: u64, grow: Grow<'_>) -> Result<()> {
+    /// What `grow` reports; [`Error::OutOfMemory`] when the plan passes the limit.
+    pub fn reserve(&self, planned: &MemoryUse, grow: Grow<'_>) -> Result<()> {
         let mut state = self.state();
-        let present = state.step.chunks.iter().map(|chunk| chunk.capacity).max().unwrap_or(0);
-        if bytes as usize > present {
-            state.step.add_chunk(bytes as usize, grow)?;
-            // Best fit goes by chunk order: the reserved one comes first.
-            state.step.chunks.rotate_right(1);
+        if planned.peak() > self.limit {
+            return Err(Error::OutOfMemory {
+                what: "the planned step".into(),
+                requested: planned.peak(),
+                held: 0,
+                capacity: self.limit,
+                remedy: REMEDY.into(),
+            });
+        }
+        let State { held, step, .. } = &mut *state;
+        for (region, bytes) in [(held, planned.held_peak), (step, planned.step_peak)] {
+            let present = region.chunks.iter().map(|chunk| chunk.capacity).max().unwrap_or(0);
+            if bytes as usize > present {
+                region.add_chunk(bytes as usize, grow)?;
+                region.chunks.rotate_right(1);
+            }
         }
         Ok(())
     }
@@ -222,9 +236,7 @@ impl Arena {
                 requested: size as u64,
                 held,
                 capacity: self.limit,
-                remedy: "take a smaller batch (`--batch auto` plans the largest that fits), more \
-                         accumulation, or `--recompute layers`"
-                    .into(),
+                remedy: REMEDY.into(),
             }),
         }
     }
@@ -325,7 +337,7 @@ mod tests {
         let (planned, used) = walk(&endless, 9);
         endless.end_step().expect("empty");
         let real = Arena::new(u64::MAX);
-        real.reserve_step(used.step_peak, &|_| Ok(1 << 20)).expect("grows");
+        real.reserve(&used, &|_| Ok(1 << 20)).expect("grows");
         real.begin_step().expect("free");
         let (measured, real_use) = walk(&real, 9);
         assert_eq!(planned, measured);

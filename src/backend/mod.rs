@@ -149,11 +149,11 @@ pub trait Backend: Debug + Send + Sync {
     /// As [`Backend::run`].
     fn replay(&self, replay: &Replay) -> Result<()>;
 
-    /// Makes room for recorded steps of up to `bytes`, as the planner gave them.
+    /// Makes room for exactly what the planner found, in one piece a region.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    fn reserve_step(&self, bytes: u64) -> Result<()>;
+    fn reserve(&self, planned: &MemoryUse) -> Result<()>;
 
     /// Memory in use and its peaks.
     fn memory(&self) -> MemoryUse;

@@ -95,7 +95,7 @@ impl Backend for Null {
         Ok(())
     }
 
-    fn reserve_step(&self, _bytes: u64) -> Result<()> {
+    fn reserve(&self, _planned: &MemoryUse) -> Result<()> {
         Ok(())
     }
 

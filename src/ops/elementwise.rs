@@ -44,6 +44,13 @@ pub struct Axpy {
     accumulate: u32,
 }
 
+impl Axpy {
+    /// y += scale * x for `n` elements.
+    pub fn adding(n: usize, scale: f32) -> Self {
+        Self { n: size(n), scale, accumulate: 1 }
+    }
+}
+
 op!(Axpy, "axpy", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
 
 impl HostKernel for Axpy {

@@ -79,12 +79,14 @@ impl HostKernel for GradNorm {
 pub struct AdamW {
     /// Elements.
     pub n: u32,
-    /// Decay of the first moment.
-    pub beta1: f32,
+    /// Unused: the doubles are aligned.
+    pub pad: u32,
+    /// Decay of the first moment. A double, because 1 - beta rounded from f32 is off by 1e-5.
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub epsilon: f32,
+    pub epsilon: f64,
 }
 
 op!(AdamW, "adamw", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
@@ -99,8 +101,9 @@ impl HostKernel for AdamW {
         }
         let params = io.output_n::<T>(0, n)?;
         let (first, second) = (io.output_n::<T>(1, n)?, io.output_n::<T>(2, n)?);
-        let of = |x: f32| T::of(f64::from(x));
-        let (beta1, beta2, epsilon) = (of(self.beta1), of(self.beta2), of(self.epsilon));
+        let (beta1, beta2) = (T::of(self.beta1), T::of(self.beta2));
+        let (rest1, rest2) = (T::of(1.0 - self.beta1), T::of(1.0 - self.beta2));
+        let epsilon = T::of(self.epsilon);
         let (bias1, bias2) = (update.control[3], update.control[4].sqrt());
         let pieces = params.par_chunks_mut(PIECE).zip(grads.par_chunks(PIECE));
         let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
@@ -116,8 +119,8 @@ impl HostKernel for AdamW {
                     let (keep, step) = (T::ONE - rate * decay, rate / bias1);
                     for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
                         let g = g * update.factor;
-                        *m = *m * beta1 + g * (T::ONE - beta1);
-                        *v = *v * beta2 + g * g * (T::ONE - beta2);
+                        *m = *m * beta1 + g * rest1;
+                        *v = *v * beta2 + g * g * rest2;
                         *p = *p * keep - step * *m / (v.sqrt() / bias2 + epsilon);
                     }
                 }

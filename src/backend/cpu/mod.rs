@@ -250,8 +250,8 @@ impl Backend for Cpu {
         self.pool.install(|| noted.iter().try_for_each(|n| self.execute(n.op.as_ref(), n.io())))
     }
 
-    fn reserve_step(&self, bytes: u64) -> Result<()> {
-        self.arena.reserve_step(bytes, &|bytes| self.grow(bytes))
+    fn reserve(&self, planned: &MemoryUse) -> Result<()> {
+        self.arena.reserve(planned, &|bytes| self.grow(bytes))
     }
 
     fn memory(&self) -> MemoryUse {

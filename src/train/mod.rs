@@ -1,0 +1,3 @@
+//! Training: recorded steps, runs, checkpoints.
+
+pub mod step;

@@ -1,0 +1,320 @@
+//! One training step as a recording: forward, backward, clip and update, replayed for each batch.
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, MemoryUse, Replay};
+use crate::model::{Model, ModelConfig};
+use crate::nn::params::{Builder, Params, Part};
+use crate::ops::elementwise::{Axpy, Fill};
+use crate::ops::loss::{Pointwise, cross_entropy, pointwise};
+use crate::ops::philox;
+use crate::optim::{Control, Optimizer, Rates, Rule};
+use crate::tensor::Tensor;
+use crate::{DType, Error, Result, Tape, Var};
+
+/// What the model is trained for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Objective {
+    /// A loss of one output and one number, for each output.
+    Pointwise(Pointwise),
+    /// Classes, one output each, with class weights.
+    CrossEntropy {
+        /// Weight of each class.
+        weights: Vec<f32>,
+        /// Share of the label spread over all classes.
+        smoothing: f32,
+    },
+}
+
+/// Everything that fixes a step's launches and memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepSpec {
+    /// The model.
+    pub model: ModelConfig,
+    /// Windows of one forward pass.
+    pub batch: usize,
+    /// Forward passes of one update.
+    pub accumulation: usize,
+    /// Windows of one evaluation pass; 0 for none.
+    pub eval_batch: usize,
+    /// The loss.
+    pub objective: Objective,
+    /// The update.
+    pub rule: Rule,
+    /// Keep averaged weights.
+    pub average: bool,
+    /// Type of parameters and activations: f32, or f64 for checks.
+    pub dtype: DType,
+    /// Seed of the first weights.
+    pub seed: u64,
+}
+
+/// A model on a device with its recorded step.
+pub struct Step {
+    spec: StepSpec,
+    model: Box<dyn Model>,
+    params: Params,
+    optimizer: Optimizer,
+    windows: Tensor,
+    targets: Tensor,
+    weights: Option<Tensor>,
+    rng: Tensor,
+    loss: Tensor,
+    train: Option<Replay>,
+    eval: Option<Evaluation>,
+}
+
+/// A recorded forward pass.
+struct Evaluation {
+    windows: Tensor,
+    outputs: Tensor,
+    replay: Option<Replay>,
+}
+
+impl Step {
+    /// Allocates and records.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Input`] for a model that cannot be built.
+    pub fn new(backend: Arc<dyn Backend>, spec: StepSpec) -> Result<Self> {
+        let mut builder = Builder::default();
+        let model = spec.model.build(&mut builder)?;
+        let params = builder.build(backend, spec.dtype, spec.seed)?;
+        let optimizer = Optimizer::new(&params, spec.rule, model.layers(), spec.average)?;
+        let (channels, window, outputs) = spec.model.extents();
+        let backend = params.backend();
+        let rows = spec.batch * spec.accumulation;
+        let windows = backend.empty([rows, channels, window], spec.dtype, "windows")?;
+        let (targets, weights) = match &spec.objective {
+            Objective::Pointwise(_) => {
+                (backend.empty([rows, outputs], spec.dtype, "targets")?, None)
+            }
+            Objective::CrossEntropy { weights, .. } => {
+                let table = backend.empty([outputs], spec.dtype, "class_weights")?;
+                let wide: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+                params.write_floats(&table, &wide)?;
+                (backend.empty([rows], DType::I32, "labels")?, Some(table))
+            }
+        };
+        let rng = backend.empty([philox::STATE_WORDS], DType::I32, "rng")?;
+        let loss = backend.empty([1], spec.dtype, "loss")?;
+        let eval = match spec.eval_batch {
+            0 => None,
+            n => Some(Evaluation {
+                windows: backend.empty([n, channels, window], spec.dtype, "eval.windows")?,
+                outputs: backend.empty([n, outputs], spec.dtype, "eval.outputs")?,
+                replay: None,
+            }),
+        };
+        let mut step = Self {
+            spec,
+            model,
+            params,
+            optimizer,
+            windows,
+            targets,
+            weights,
+            rng,
+            loss,
+            train: None,
+            eval,
+        };
+        step.record()?;
+        Ok(step)
+    }
+
+    /// The exact memory a step of this kind needs, found without a device.
+    ///
+    /// # Errors
+    /// As [`Step::new`].
+    pub fn plan(arch: &crate::backend::Arch, limit: u64, spec: &StepSpec) -> Result<MemoryUse> {
+        let null = Arc::new(crate::backend::null::Null::new(arch.clone(), limit));
+        let step = Self::new(Arc::clone(&null) as Arc<dyn Backend>, spec.clone())?;
+        drop(step);
+        Ok(null.memory())
+    }
+
+    /// Records again: after parameters were frozen or thawed.
+    ///
+    /// # Errors
+    /// As [`Step::new`].
+    pub fn record(&mut self) -> Result<()> {
+        self.train = self.params.backend().record(&mut || self.enqueue_training())?;
+        if let Some(eval) = &self.eval {
+            let replay = self.params.backend().record(&mut || self.enqueue_evaluation(eval))?;
+            if let Some(eval) = &mut self.eval {
+                eval.replay = replay;
+            }
+        }
+        Ok(())
+    }
+
+    fn enqueue_training(&self) -> Result<()> {
+        let tape = Tape::inference(&self.params);
+        let grads = self.params.grads();
+        tape.run(Fill::new(grads.numel(), 0.0), &[], &[grads])?;
+        tape.run(Fill::new(1, 0.0), &[], &[&self.loss])?;
+        let (batch, passes) = (self.spec.batch, self.spec.accumulation);
+        let share = 1.0 / passes as f32;
+        let mut stream = 0;
+        for pass in 0..passes {
+            let tape = Tape::training(&self.params, Some(self.rng.clone()));
+            tape.streams_from(stream);
+            let windows = Var::constant(self.windows.narrow(pass * batch, batch)?);
+            let targets = self.targets.narrow(pass * batch, batch)?;
+            let outputs = self.model.forward(&tape, &windows)?;
+            let loss = self.loss_of(&tape, &outputs, &targets)?;
+            tape.run(Axpy::adding(1, share), &[loss.tensor()], &[&self.loss])?;
+            tape.backward(&loss, share)?;
+            stream = tape.next_stream();
+        }
+        self.optimizer.enqueue(&tape)
+    }
+
+    fn loss_of(&self, tape: &Tape<'_>, outputs: &Var, targets: &Tensor) -> Result<Var> {
+        match (&self.spec.objective, &self.weights) {
+            (Objective::Pointwise(kind), _) => pointwise(tape, *kind, outputs, targets),
+            (Objective::CrossEntropy { smoothing, .. }, Some(weights)) => {
+                cross_entropy(tape, outputs, targets, weights, *smoothing)
+            }
+            (Objective::CrossEntropy { .. }, None) => Err(Error::shape("loss", "no class weights")),
+        }
+    }
+
+    fn enqueue_evaluation(&self, eval: &Evaluation) -> Result<()> {
+        let tape = Tape::inference(&self.params);
+        let outputs = self.model.forward(&tape, &Var::constant(eval.windows.clone()))?;
+        crate::ops::elementwise::copy(&tape, outputs.tensor(), &eval.outputs)
+    }
+
+    /// Parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Freezes the parameters of the parts for which `frozen` is true, and records again.
+    ///
+    /// # Errors
+    /// As [`Step::new`].
+    pub fn freeze(&mut self, frozen: impl Fn(Part) -> bool) -> Result<()> {
+        self.params.freeze(|spec| frozen(spec.part));
+        self.record()
+    }
+
+    /// Optimizer with its state.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// What fixed this step.
+    pub fn spec(&self) -> &StepSpec {
+        &self.spec
+    }
+
+    /// Windows of one update.
+    pub fn rows(&self) -> usize {
+        self.spec.batch * self.spec.accumulation
+    }
+
+    /// Copies windows `[rows, channels, time]` to the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the count differs.
+    pub fn load_windows(&self, windows: &[f32]) -> Result<()> {
+        self.upload(&self.windows, windows)
+    }
+
+    fn upload(&self, to: &Tensor, values: &[f32]) -> Result<()> {
+        match to.dtype() {
+            DType::F32 => self.params.backend().write(to, values),
+            _ => {
+                let wide: Vec<f64> = values.iter().map(|&x| f64::from(x)).collect();
+                self.params.write_floats(to, &wide)
+            }
+        }
+    }
+
+    /// Copies targets `[rows, outputs]` (class numbers `[rows]` for cross-entropy) to the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the count differs.
+    pub fn load_targets(&self, targets: &[f32]) -> Result<()> {
+        match self.targets.dtype() {
+            DType::I32 => {
+                let labels: Vec<i32> = targets.iter().map(|&x| x as i32).collect();
+                self.params.backend().write(&self.targets, &labels)
+            }
+            _ => self.upload(&self.targets, targets),
+        }
+    }
+
+    /// Runs one update on what was loaded. Random masks follow (`seed`, `control.step`).
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn train(&self, seed: u64, control: Control, rates: impl Fn(Part) -> Rates) -> Result<()> {
+        let backend = self.params.backend();
+        backend.write(&self.rng, &philox::state(seed, control.step))?;
+        self.optimizer.prepare(&self.params, control, rates)?;
+        match &self.train {
+            Some(replay) => backend.replay(replay),
+            None => self.enqueue_training(),
+        }
+    }
+
+    /// Loss of the last update; waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn loss(&self) -> Result<f64> {
+        match self.loss.dtype() {
+            DType::F64 => Ok(self.params.backend().read::<f64>(&self.loss)?[0]),
+            _ => Ok(f64::from(self.params.read_floats(&self.loss)?[0])),
+        }
+    }
+
+    /// Outputs `[n, outputs]` of windows `[n, channels, time]`, for any n.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when this step was made without evaluation.
+    pub fn evaluate(&self, windows: &[f32]) -> Result<Vec<f32>> {
+        let Some(eval) = &self.eval else {
+            return Err(Error::shape("evaluate", "the step was made without evaluation"));
+        };
+        let (channels, window, outputs) = self.spec.model.extents();
+        let width = channels * window;
+        let backend = self.params.backend();
+        let mut all = Vec::with_capacity(windows.len() / width.max(1) * outputs);
+        let mut padded = vec![0.0; eval.windows.numel()];
+        for piece in windows.chunks(eval.windows.numel()) {
+            padded[..piece.len()].copy_from_slice(piece);
+            self.upload(&eval.windows, &padded)?;
+            match &eval.replay {
+                Some(replay) => backend.replay(replay)?,
+                None => self.enqueue_evaluation(eval)?,
+            }
+            let found = self.params.read_floats(&eval.outputs)?;
+            all.extend_from_slice(&found[..piece.len() / width * outputs]);
+        }
+        Ok(all)
+    }
+
+    /// Name of the first parameter or gradient that is not finite, if any.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn find_not_finite(&self) -> Result<Option<String>> {
+        for id in self.params.ids() {
+            let name = &self.params.spec(id).name;
+            if self.params.read(id)?.iter().any(|x| !x.is_finite()) {
+                return Ok(Some(name.clone()));
+            }
+            if let Some(grad) = self.params.grad(id)
+                && self.params.read_floats(&grad)?.iter().any(|x| !x.is_finite())
+            {
+                return Ok(Some(format!("gradient of {name}")));
+            }
+        }
+        Ok(None)
+    }
+}
