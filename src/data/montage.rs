@@ -151,8 +151,11 @@ fn ten_ten(name: &str) -> Option<([f64; 3], Region)> {
 /// Sites of the frontal and the occipital pole: on the ring, or 10 % below it.
 fn end_site(row: &str, column: u32) -> Option<([f64; 3], Region)> {
     let inclination = if matches!(row, "FP" | "O") { 4.0 * STEP } else { 5.0 * STEP };
-    let (azimuth, region) =
-        if matches!(row, "FP" | "N") { (90.0, Region::Frontal) } else { (270.0, Region::Occipital) };
+    let (azimuth, region) = if matches!(row, "FP" | "N") {
+        (90.0, Region::Frontal)
+    } else {
+        (270.0, Region::Occipital)
+    };
     match column {
         0 => {
             let [_, y, z] = polar(inclination, azimuth);
@@ -165,9 +168,8 @@ fn end_site(row: &str, column: u32) -> Option<([f64; 3], Region)> {
 
 /// A site of a transverse row, `column` steps from the midline: 4 is the ring, 5 lies below it.
 fn row_site(row: &str, column: u32) -> Option<([f64; 3], Region)> {
-    let &(_, _, front, azimuth, inner, outer) = ROWS
-        .iter()
-        .find(|(near, far, ..)| row == if column < 4 { *near } else { *far })?;
+    let &(_, _, front, azimuth, inner, outer) =
+        ROWS.iter().find(|(near, far, ..)| row == if column < 4 { *near } else { *far })?;
     let middle = [0.0, front.to_radians().sin(), front.to_radians().cos()];
     let position = match column {
         0 => middle,

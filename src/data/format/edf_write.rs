@@ -218,8 +218,7 @@ impl Layout {
                 "give at least one signal, or longer records",
             )
         })?;
-        let scales =
-            contents.signals.iter().map(|s| scale(path, s)).collect::<Result<Vec<_>>>()?;
+        let scales = contents.signals.iter().map(|s| scale(path, s)).collect::<Result<Vec<_>>>()?;
         let annotations = annotation_lists(path, contents, records)?;
         let longest = annotations.iter().map(Vec::len).max().unwrap_or(0);
         let annotation_samples = longest.div_ceil(contents.encoding.sample_bytes());
@@ -282,11 +281,7 @@ fn encode(encoding: Encoding, scale: &Scale, samples: &[f32], record: &mut Vec<u
 }
 
 /// The annotation signal's bytes of each record: the record's own start, then its annotations.
-fn annotation_lists(
-    path: &Path,
-    contents: &Contents<'_>,
-    records: usize,
-) -> Result<Vec<Vec<u8>>> {
+fn annotation_lists(path: &Path, contents: &Contents<'_>, records: usize) -> Result<Vec<Vec<u8>>> {
     let mut lists: Vec<Vec<u8>> = (0..records)
         .map(|i| format!("{}\x14\x14\0", seconds(i as f64 * contents.record_s)).into_bytes())
         .collect();
