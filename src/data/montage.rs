@@ -8,7 +8,7 @@
 //! net is the manufacturer's nominal layout in whole degrees.
 //!
 //! The net's own list of 10-10 equivalences (Luu & Ferree 2000) holds to 7 degrees for most
-//! sites here, 12 for P3, P4 and Fz, and 15 for T7 and T8: the net has electrodes near those
+//! sites here, 13 for P3, P4 and Fz, and 15 for T7 and T8: the net has electrodes near those
 //! sites, not at them.
 
 /// Unit vector: x right, y front, z up.
@@ -131,6 +131,8 @@ fn ten_ten(name: &str) -> Option<([f64; 3], Region)> {
         "A2" => "T10",
         "M1" => "TP9",
         "M2" => "TP10",
+        "O9" => "I1",
+        "O10" => "I2",
         other => other,
     };
     let (row, column) = name.split_at(name.find(|c: char| c.is_ascii_digit() || c == 'Z')?);
@@ -213,3 +215,119 @@ const GEODESIC: [(u8, i16); 128] = [
     (28, 53), (134, 4), (117, 11), (97, 7), (72, 24), (56, 37), (47, 53), (141, 21), (127, 20),
     (114, 29), (93, 33), (70, 44), (60, 53), (120, 36), (131, 61), (131, 119), (120, 144),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::{Position, Region, TEN_TWENTY, position, positions, project, region};
+
+    fn degrees(a: Position, b: Position) -> f32 {
+        (0..3).map(|i| a[i] * b[i]).sum::<f32>().clamp(-1.0, 1.0).acos().to_degrees()
+    }
+
+    fn known(name: &str) -> Position {
+        position(name).unwrap_or_else(|| panic!("{name} has no position"))
+    }
+
+    /// Inclination and azimuth in whole degrees as cap makers print them (their ring is at 92).
+    #[test]
+    fn ten_ten_sites_lie_where_cap_makers_print_them() {
+        let printed = [
+            ("Fp1", -92, -72),
+            ("F3", -60, -51),
+            ("p4", 60, -51),
+            ("C3", -46, 0),
+            ("O2", 92, -72),
+            ("FC1", -32, -45),
+            ("AF4", 74, 65),
+            ("PO3", -74, 65),
+            ("CP6", 72, -21),
+            ("FT9", -115, -18),
+            ("TP10", 115, -18),
+            ("POz", 69, -90),
+            ("Iz", 115, -90),
+        ];
+        for (name, inclination, azimuth) in printed {
+            let (i, a) = (f32::to_radians(inclination as f32), f32::to_radians(azimuth as f32));
+            let expected = [i.sin() * a.cos(), i.sin() * a.sin(), i.cos()];
+            let off = degrees(known(name), expected);
+            assert!(off < 4.0, "{name}: {off} degrees off");
+        }
+        assert_eq!(known("T3"), known("t7"));
+        assert_eq!(known("T6"), known("P8"));
+    }
+
+    #[test]
+    fn the_net_is_symmetric_and_agrees_with_its_equivalences() {
+        let pairs = [
+            ("E22", "Fp1", 8.0),
+            ("E9", "Fp2", 8.0),
+            ("E24", "F3", 8.0),
+            ("E124", "F4", 8.0),
+            ("E36", "C3", 8.0),
+            ("E104", "C4", 8.0),
+            ("E52", "P3", 13.0),
+            ("E92", "P4", 13.0),
+            ("E70", "O1", 8.0),
+            ("E83", "O2", 8.0),
+            ("E11", "Fz", 14.0),
+            ("E62", "Pz", 8.0),
+            ("E75", "Oz", 8.0),
+            ("E45", "T7", 16.0),
+            ("E108", "T8", 16.0),
+            ("E129", "Cz", 0.1),
+        ];
+        for (net, ten, limit) in pairs {
+            let off = degrees(known(net), known(ten));
+            assert!(off < limit, "{net} {ten}: {off} degrees");
+        }
+        let all: Vec<Position> = (1..=128).map(|i| known(&format!("E{i}"))).collect();
+        for (i, p) in all.iter().enumerate() {
+            let mirrored = [-p[0], p[1], p[2]];
+            let nearest = all.iter().map(|&q| degrees(mirrored, q)).fold(f32::MAX, f32::min);
+            assert!(nearest < 1.5, "E{} has no mirror image within {nearest}", i + 1);
+            let others = all.iter().enumerate().filter(|&(j, _)| j != i);
+            let gap = others.map(|(_, &q)| degrees(*p, q)).fold(f32::MAX, f32::min);
+            assert!((8.0..25.0).contains(&gap), "E{}: neighbour at {gap}", i + 1);
+        }
+    }
+
+    #[test]
+    fn unknown_names_and_other_nets_have_none() {
+        for name in ["", "E0", "E130", "E-1", "E01", "EX", "Q3", "Fp3", "F11", "F03", "Zz", "µ1"] {
+            assert_eq!(position(name), None, "{name:?}");
+            assert_eq!(region(name), None, "{name:?}");
+        }
+        let names = |n: usize| (1..=n).map(|i| format!("E{i}")).collect::<Vec<_>>();
+        assert!(positions(&names(128)).is_some_and(|p| p.len() == 128));
+        assert!(positions(&names(64)).is_none() && positions(&names(32)).is_none());
+        assert!(positions(&["E22".into(), "Fz".into()]).is_some());
+        assert!(positions(&["Fp1".into(), "ECG".into()]).is_none());
+    }
+
+    #[test]
+    fn regions_follow_the_rows() {
+        let of = |name| region(name);
+        assert_eq!(of("FP2"), Some(Region::Frontal));
+        assert_eq!(of("FC5"), Some(Region::Central));
+        assert_eq!(of("TP7"), Some(Region::Temporal));
+        assert_eq!(of("CPz"), Some(Region::Central));
+        assert_eq!(of("PO8"), Some(Region::Occipital));
+        assert_eq!((of("E11"), of("E75")), (Some(Region::Frontal), Some(Region::Occipital)));
+        assert_eq!((of("E45"), of("E62")), (Some(Region::Temporal), Some(Region::Parietal)));
+        assert_eq!((of("E129"), of("E55")), (Some(Region::Central), Some(Region::Central)));
+        assert!(TEN_TWENTY.iter().all(|name| region(name).is_some()));
+    }
+
+    #[test]
+    fn projection_keeps_angles_from_the_vertex() {
+        assert_eq!(project(known("Cz")), [0.0, 0.0]);
+        for (name, expected) in [("T8", [1.0, 0.0]), ("Fpz", [0.0, 1.0]), ("Pz", [0.0, -0.5])] {
+            let [x, y] = project(known(name));
+            let off = (x - expected[0]).hypot(y - expected[1]);
+            assert!(off < 1e-5, "{name}: {x} {y}");
+        }
+        // Below the equator lies outside the circle.
+        let [x, y] = project(known("Iz"));
+        assert!((x.hypot(y) - 1.25).abs() < 1e-5);
+    }
+}

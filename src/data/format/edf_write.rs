@@ -241,6 +241,10 @@ fn samples_per_record(path: &Path, record_s: f64, signal: &Signal<'_>) -> Result
 
 fn scale(path: &Path, signal: &Signal<'_>) -> Result<Scale> {
     let place = || format!("{}: signal {:?}", path.display(), signal.label);
+    if signal.label.ends_with("F Annotations") {
+        let remedy = "give the signal another label";
+        return Err(Error::input(place(), "the label is kept for annotations", remedy));
+    }
     let (low, high) = signal.physical_range;
     let unusable = || {
         let problem = format!("the physical range {low} to {high} cannot be written");
@@ -292,9 +296,11 @@ fn annotation_lists(path: &Path, contents: &Contents<'_>, records: usize) -> Res
             return Err(Error::input(place(), "holds control characters", remedy));
         }
         let duration = mark.duration_s;
-        if !mark.onset_s.is_finite() || !duration.is_finite() || duration < 0.0 {
+        // A thousand million seconds: what lies beyond is an error of the caller's.
+        if !(mark.onset_s.abs() <= 1e9 && (0.0..=1e9).contains(&duration)) {
             let problem = format!("onset {} s, duration {duration} s", mark.onset_s);
-            return Err(Error::input(place(), problem, "give finite times, duration at least 0"));
+            let remedy = "give finite times below 1e9 s, duration at least 0";
+            return Err(Error::input(place(), problem, remedy));
         }
         let record = ((mark.onset_s / contents.record_s).max(0.0) as usize).min(records - 1);
         let list = &mut lists[record];
@@ -328,8 +334,8 @@ fn number(x: f64) -> Option<String> {
     }
     let text = (0..=6).rev().map(|d| format!("{x:.d$}")).find(|text| text.len() <= 8)?;
     let kept: f64 = text.parse().ok()?;
-    // Five figures are the least that calibrates a signal; a value that small lost its meaning.
-    ((kept - x).abs() <= 1e-5 * x.abs()).then_some(text)
+    // Whoever reads the file uses the rounded figure; it must only not be another range.
+    ((kept - x).abs() <= 1e-3 * x.abs()).then_some(text)
 }
 
 /// The file's header: 256 bytes, and 256 for each signal, field by field over all signals.

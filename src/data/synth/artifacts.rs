@@ -58,7 +58,7 @@ pub(super) fn add_body(
 }
 
 /// Lids sliding over the eyes' standing potential: positive on the forehead, negative below the
-/// eyes. 100 to 300 µV, 0.3 s.
+/// eyes. 100 to 300 µV at Fp1 and Fp2, 0.3 s.
 fn add_blinks(
     subject: &Subject,
     cap: &Cap,
@@ -67,17 +67,8 @@ fn add_blinks(
     rng: &mut Rng,
     scalp: &mut Scalp,
 ) {
-    let topography = of_peak(cap.topography(|e| {
-        [-0.33, 0.33]
-            .map(|x| {
-                let gap = [e[0] - x, e[1] - 0.87, e[2] + 0.38];
-                // Kept finite at the electrode next to the eye.
-                let distance = dot(gap, gap).sqrt().max(0.3);
-                (0.4 * gap[1] + 0.9 * gap[2]) / distance.powi(3)
-            })
-            .iter()
-            .sum()
-    }));
+    let at_fp1 = lids([-0.309, 0.951, 0.0]);
+    let topography = cap.topography(|e| lids(e) / at_fp1);
     let wave: Vec<f32> = (0..(0.3 * rate).ceil() as usize)
         .map(|i| {
             let t = i as f64 / rate;
@@ -95,6 +86,16 @@ fn add_blinks(
             scalp.add(&topography, start, &wave);
         }
     }
+}
+
+/// Potential of both eyes at a point of the scalp, up to a factor: dipoles upwards and forwards,
+/// as wide as an eye.
+fn lids(point: [f64; 3]) -> f64 {
+    let of_eye = |x: f64| {
+        let gap = [point[0] - x, point[1] - 0.87, point[2] + 0.38];
+        (0.4 * gap[1] + 0.9 * gap[2]) / (dot(gap, gap) + 0.09).powf(1.5)
+    };
+    of_eye(-0.33) + of_eye(0.33)
 }
 
 /// Temporal and frontal muscle: bursts of high-frequency noise at a few neighbouring electrodes.

@@ -244,7 +244,7 @@ fn readme(settings: &Settings) -> String {
         "\
 Generated resting-state EEG
 ===========================
-No person was recorded. `engine synth` computed every sample from the settings in code/synth.json;
+No person was recorded. `engine` computed every sample from the settings in code/synth.json;
 the same settings give the same bytes.
 
 {subjects} subjects, {channels} channels ({placement}; reference: {reference}), {rate} Hz, {seconds} s with open and
@@ -261,7 +261,7 @@ That is weak by intent. ehq_total (handedness) has no effect at all.
 How a recording is made: 200 background, 24 posterior alpha and 16 frontocentral beta dipoles, at
 places of the subject's own, in a head of three spheres (brain, skull, scalp); noise shaped in
 frequency; alpha in bursts, weaker with open eyes. Then electrode gains, amplifier noise, drift,
-blinks (100 to 300 µV, 0.3 s), muscle bursts, the heart, {mains};
+blinks (100 to 300 µV at the forehead, 0.3 s), muscle bursts, the heart, {mains};
 one channel in fifty is bad, and marked so in channels.tsv.
 
 What it lacks: saccades, event-related responses, sleep, pathology, real anatomy. A model that does

@@ -13,6 +13,10 @@
 //! background weakens (2.5 % a year, SD 25 %). Sex, hardly: beta is 15 % higher in females, with
 //! an SD of 25 % between subjects. Who it is, easily: every subject has sources, gains and
 //! electrode places of its own, so a split by window leaks.
+//!
+//! Ridge regression on a subject's mean log spectrum, cross-validated by subject, explains 0.6 of
+//! the variance of age among 1000 subjects (0.4 to 0.75 among 40, by the seed) and separates the
+//! sexes with an AUC of 0.6 among 1000 (by chance only among 40).
 
 mod artifacts;
 mod bids;
@@ -21,6 +25,8 @@ mod cap;
 mod head;
 mod spectrum;
 mod subject;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -44,7 +44,7 @@ pub struct Subject {
     pub ecg_uv: f64,
     /// Blinks a minute with open eyes.
     pub blinks_per_minute: f64,
-    /// Peak of the subject's typical blink at the electrode that sees most of it, µV.
+    /// Peak of the subject's typical blink at Fp1 and Fp2, µV.
     pub blink_uv: f64,
     /// Muscle bursts a minute; children move more.
     pub emg_per_minute: f64,
