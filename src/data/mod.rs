@@ -6,6 +6,7 @@
 //! `synth/` writes generated datasets that walk the same way.
 
 pub mod format;
+pub mod montage;
 pub mod recording;
 pub mod rng;
 pub mod synth;

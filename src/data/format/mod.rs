@@ -1,1 +1,3 @@
 //! File formats, one file each. A reader never panics on any bytes.
+
+pub mod edf_write;
