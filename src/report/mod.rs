@@ -1,1 +1,3 @@
 //! The run's page, its figures, TensorBoard events.
+mod tensorboard;
+pub use tensorboard::EventWriter;
