@@ -1,6 +1,10 @@
 //! The report and the event files as their readers see them.
 
-use engine::report::EventWriter;
+use engine::data::rng::Rng;
+use engine::metrics::{Baseline, Bootstrap, Level, Predictions, Task, score};
+use engine::report::{
+    ChannelMap, ChannelValue, Curves, EventWriter, Fold, Report, Skipped, SpectralGain,
+};
 use std::process::Command;
 
 /// A Python with the `tensorboard` package: `ENGINE_TEST_PYTHON`, else `python3`.
@@ -51,4 +55,195 @@ fn tensorboard_reads_the_events_of_a_resumed_run() {
         assert_eq!(point[1].as_f64().unwrap() as f32, expected);
     }
     assert_eq!(tags["µ"].as_array().unwrap().len(), 250);
+}
+
+/// Electrodes spread evenly over the sphere above `lowest` (Fibonacci lattice), names of a GSN net.
+fn electrodes(n: usize, lowest: f64) -> Vec<(String, [f64; 3])> {
+    (0..n)
+        .map(|i| {
+            let z = 1.0 - (1.0 - lowest) * (i as f64 + 0.5) / n as f64;
+            let (r, a) = ((1.0 - z * z).sqrt(), i as f64 * 2.399_963);
+            (format!("E{}", i + 1), [r * a.cos(), r * a.sin(), z])
+        })
+        .collect()
+}
+
+fn training(seed: u64, baseline: f64) -> Curves {
+    let mut rng = Rng::new(seed, 9);
+    let decay = |step: f64| 0.12 + 1.4 * (-step / 900.0).exp();
+    let steps = |every: usize| (1..=6000).step_by(every).map(|s| s as f64);
+    Curves {
+        loss_name: "Huber loss (standardised age)".into(),
+        train_loss: steps(1).map(|s| [s, decay(s) * (1.0 + 0.25 * rng.normal()).abs()]).collect(),
+        validation_loss: steps(250).map(|s| [s, decay(s) + 0.1 + 1e-5 * s]).collect(),
+        validation_score: steps(250).map(|s| [s, baseline * (0.45 + 0.5 * decay(s))]).collect(),
+        score_name: "MAE (y)".into(),
+        score_baseline: Some(baseline),
+        learning_rate: steps(10)
+            .map(|s| [s, 5e-4 * (s / 500.0).min(1.0) * (1.0 + (s / 6000.0 * 3.14).cos()) / 2.0])
+            .collect(),
+        chosen_step: Some(4751),
+    }
+}
+
+fn common(title: &str, seed: u64, channels: usize, features: usize) -> Report {
+    let mut rng = Rng::new(seed, 1);
+    let lowest = if channels > 64 { -0.45 } else { 0.0 };
+    let channels = electrodes(channels, lowest)
+        .into_iter()
+        .map(|(name, p)| {
+            let posterior = (-(p[1] + 0.8).powi(2) * 3.0 - p[0].powi(2)).exp();
+            let frontal = (-(p[1] - 0.75).powi(2) * 6.0 - (p[0] - 0.3).powi(2) * 2.0).exp();
+            let value = 0.31 * posterior + 0.1 * frontal + 0.015 * rng.normal();
+            ChannelValue { name, position: p, value }
+        })
+        .collect();
+    let frequencies: Vec<f64> = (0..=100).map(|i| i as f64 * 0.5).collect();
+    let centers: Vec<f64> = (0..features).map(|_| rng.range(1.0, 45.0)).collect();
+    let gain = frequencies
+        .iter()
+        .flat_map(|f| {
+            let alpha = 0.35 * (-(f - 10.0f64).powi(2) / 9.0).exp();
+            let own = |c: &f64| 1.0 + alpha + 0.4 * (-(f - c).powi(2) / 12.0).exp() - 0.004 * f;
+            centers.iter().map(own).collect::<Vec<_>>()
+        })
+        .collect();
+    Report {
+        title: title.into(),
+        facts: [
+            ("model", "eeg-transformer, d_model 128, 8 heads, 6 layers"),
+            ("parameters", "1 413 889"),
+            ("data", "HBN-EEG R5, RestingState, 100 Hz, 2 s windows"),
+            ("subjects", "training 1 402, validation 176, test 175"),
+            ("device", "NVIDIA H200 (sm_90), bf16"),
+            ("seed", "20"),
+            ("time", "14 min 12 s, 31 840 windows/s"),
+            ("version", "engine 0.1.0 (4a3bf4b)"),
+        ]
+        .map(|(a, b)| (a.to_string(), b.to_string()))
+        .to_vec(),
+        settings: "[model]\nd_model = 128\nn_heads = 8\n\n[data]\nfolder = \"<ds005505> & co\"\n"
+            .into(),
+        curves: training(seed, 4.1),
+        channels: Some(ChannelMap {
+            title: "Importance by channel ablation".into(),
+            label: "rise of the MAE (y)".into(),
+            channels,
+        }),
+        spectral: Some(SpectralGain { frequencies, gain }),
+        split_proof: "training 1402 + validation 176 + test 175 = 1753 subjects, all distinct\n\
+                      training ∩ validation = ∅, training ∩ test = ∅, validation ∩ test = ∅\n"
+            .into(),
+        skipped: (0..14)
+            .map(|i| Skipped {
+                path: format!("sub-NDAR{i:04}/eeg/sub-NDAR{i:04}_task-RestingState_eeg.set"),
+                reason: ["git-annex pointer: the signal was never downloaded", "shorter than 4 s"]
+                    [i % 2]
+                    .into(),
+            })
+            .collect(),
+        notes: vec!["The ECG channel is in mV and was left out.".into()],
+        ..Report::default()
+    }
+}
+
+/// `n` subjects of 24 windows; the prediction follows the label by `skill` in [0, 1].
+fn regression(n: usize, skill: f64, seed: u64, channels: usize) -> Report {
+    let mut rng = Rng::new(seed, 2);
+    let (mut subject, mut truth, mut predicted) = (Vec::new(), Vec::new(), Vec::new());
+    for s in 0..n {
+        let age = (5.0 + 17.0 * rng.uniform().powf(1.6) * 1000.0).round() / 1000.0;
+        let age = if age > 22.0 { 5.0 + rng.uniform() * 17.0 } else { age };
+        let center = 10.5 + skill * (age - 10.5) + (0.4 + 1.6 * skill) * rng.normal();
+        for _ in 0..24 {
+            subject.push(s);
+            truth.push(age);
+            predicted.push(center + 1.5 * rng.normal());
+        }
+    }
+    let windows = Predictions::regression(subject, truth.clone(), predicted).unwrap();
+    let task = Task::Regression { name: "age".into(), unit: "y".into() };
+    let baseline = Baseline::mean(&truth).unwrap();
+    with_scores(common("Age from resting EEG", seed, channels, 128), task, windows, baseline, n)
+}
+
+fn classification(n: usize, classes: &[&str], skill: f64, seed: u64) -> Report {
+    let mut rng = Rng::new(seed, 3);
+    let k = classes.len();
+    let (mut subject, mut truth, mut rows, mut labels) = (vec![], vec![], vec![], vec![]);
+    for s in 0..n {
+        let label = rng.below(k + 1) % k;
+        labels.push(label);
+        let lean: Vec<f64> = (0..k).map(|_| rng.normal()).collect();
+        for _ in 0..24 {
+            let logits: Vec<f64> = (0..k)
+                .map(|c| lean[c] + 0.8 * rng.normal() + if c == label { skill } else { 0.0 })
+                .collect();
+            let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+            subject.push(s);
+            truth.push(label);
+            rows.extend(logits.iter().map(|l| l.exp() / sum));
+        }
+    }
+    let windows = Predictions::classification(subject, truth, rows, k).unwrap();
+    let classes = classes.iter().map(|c| c.to_string()).collect();
+    let task = Task::Classification { name: "sex".into(), classes };
+    let baseline = Baseline::majority(&labels, k).unwrap();
+    with_scores(common("Sex from resting EEG", seed, 19, 96), task, windows, baseline, n)
+}
+
+fn with_scores(
+    mut report: Report,
+    task: Task,
+    windows: Predictions,
+    baseline: Baseline,
+    n: usize,
+) -> Report {
+    let settings = Bootstrap { resamples: 400, ..Bootstrap::default() };
+    let subjects = windows.by_subject().unwrap();
+    let of = |level, predictions| score(&task, level, predictions, &baseline, &settings).unwrap();
+    report.scores = Some(of(Level::Subject, &subjects));
+    report.window_scores = Some(of(Level::Window, &windows));
+    report.subject_names = (0..n).map(|i| format!("sub-NDARAA{i:03}")).collect();
+    report.subjects = Some(subjects);
+    report.windows = Some(windows);
+    report
+}
+
+fn cross_validated(mut report: Report) -> Report {
+    for fold in 0..5u64 {
+        let one = regression(40, 0.3 + 0.1 * fold as f64, 100 + fold, 19);
+        report.folds.push(Fold {
+            name: (fold + 1).to_string(),
+            training_subjects: 160,
+            scores: one.scores.unwrap(),
+        });
+    }
+    report
+}
+
+fn samples() -> Vec<(&'static str, Report)> {
+    vec![
+        ("regression", cross_validated(regression(175, 0.7, 3, 128))),
+        ("unlearnable", regression(36, 0.0, 4, 19)),
+        ("large", regression(500, 0.8, 5, 128)),
+        ("binary", classification(160, &["F", "M"], 1.2, 6)),
+        (
+            "multi",
+            classification(150, &["rest, eyes open", "rest, eyes closed", "movie", "task"], 1.0, 7),
+        ),
+    ]
+}
+
+/// `ENGINE_TEST_KEEP=folder` keeps the pages for eyes to judge.
+#[test]
+fn pages_are_small_well_formed_and_self_contained() {
+    for (name, report) in samples() {
+        let page = report.html();
+        if let Ok(folder) = std::env::var("ENGINE_TEST_KEEP") {
+            report.write(std::path::Path::new(&folder).join(format!("{name}.html"))).unwrap();
+        }
+        eprintln!("{name}: {} bytes", page.len());
+        assert!(page.len() < 500_000, "{name}: {} bytes", page.len());
+    }
 }

@@ -21,6 +21,7 @@ mod tests;
 pub use bootstrap::{Bootstrap, Interval, quantile};
 pub use curve::{CalibrationBin, Roc, RocBand, calibration, roc, roc_band};
 pub use predictions::{Outputs, Predictions};
+pub(crate) use scores::fixed;
 pub use scores::{Baseline, Level, Score, Scores, Verdict, score};
 
 use serde::{Deserialize, Serialize};

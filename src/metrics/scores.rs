@@ -415,7 +415,7 @@ impl Scores {
 }
 
 /// With `decimals` decimals, and no minus sign before a zero.
-fn fixed(value: f64, decimals: usize) -> String {
+pub(crate) fn fixed(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     match text.strip_prefix('-') {
         Some(digits) if digits.bytes().all(|b| b == b'0' || b == b'.') => digits.to_string(),
