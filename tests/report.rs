@@ -80,7 +80,13 @@ fn training(seed: u64, baseline: f64) -> Curves {
         score_name: "MAE (y)".into(),
         score_baseline: Some(baseline),
         learning_rate: steps(10)
-            .map(|s| [s, 5e-4 * (s / 500.0).min(1.0) * (1.0 + (s / 6000.0 * 3.14).cos()) / 2.0])
+            .map(|s| {
+                [
+                    s,
+                    5e-4 * (s / 500.0).min(1.0) * (1.0 + (s / 6000.0 * std::f64::consts::PI).cos())
+                        / 2.0,
+                ]
+            })
             .collect(),
         chosen_step: Some(4751),
     }
@@ -152,8 +158,7 @@ fn regression(n: usize, skill: f64, seed: u64, channels: usize) -> Report {
     let mut rng = Rng::new(seed, 2);
     let (mut subject, mut truth, mut predicted) = (Vec::new(), Vec::new(), Vec::new());
     for s in 0..n {
-        let age = (5.0 + 17.0 * rng.uniform().powf(1.6) * 1000.0).round() / 1000.0;
-        let age = if age > 22.0 { 5.0 + rng.uniform() * 17.0 } else { age };
+        let age = ((5.0 + 17.0 * rng.uniform().powf(1.6)) * 1000.0).round() / 1000.0;
         let center = 10.5 + skill * (age - 10.5) + (0.4 + 1.6 * skill) * rng.normal();
         for _ in 0..24 {
             subject.push(s);
@@ -235,6 +240,58 @@ fn samples() -> Vec<(&'static str, Report)> {
     ]
 }
 
+/// Tags and attributes as XML wants them, every element closed in order; the texts between them.
+/// Style sheets are the only element whose content is not read.
+fn check_markup(page: &str) -> Vec<String> {
+    let mut rest = page.strip_prefix("<!DOCTYPE html>").expect("a doctype");
+    let (mut open, mut texts) = (Vec::new(), Vec::new());
+    while let Some(at) = rest.find('<') {
+        texts.push(text_of(&rest[..at]));
+        let end = rest[at..].find('>').expect("a closed tag") + at;
+        let tag = &rest[at + 1..end];
+        rest = &rest[end + 1..];
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop().as_deref(), Some(name), "before {:.80}", rest);
+            continue;
+        }
+        let (name, attributes) = tag.split_once(' ').unwrap_or((tag.trim_end_matches('/'), ""));
+        assert!(name.bytes().all(|b| b.is_ascii_alphanumeric()), "element {tag:?}");
+        check_attributes(attributes.trim_end_matches('/'));
+        if !tag.ends_with('/') {
+            open.push(name.to_string());
+        }
+        if name == "style" {
+            rest = &rest[rest.find("</style>").expect("the style's end")..];
+        }
+    }
+    assert!(open.is_empty() && rest.trim().is_empty(), "left open: {open:?}");
+    texts
+}
+
+fn text_of(raw: &str) -> String {
+    assert!(!raw.contains('>') && !raw.contains('"'), "bare markup in {raw:?}");
+    for (at, _) in raw.match_indices('&') {
+        let entity = &raw[at..raw[at..].find(';').expect("an entity's end") + at + 1];
+        assert!(["&amp;", "&lt;", "&gt;", "&quot;", "&#39;"].contains(&entity), "{entity}");
+    }
+    let text = raw.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"");
+    text.replace("&#39;", "'").replace("&amp;", "&")
+}
+
+fn check_attributes(mut attributes: &str) {
+    let mut seen = Vec::new();
+    while !attributes.trim().is_empty() {
+        let (name, value) = attributes.trim_start().split_once("=\"").expect("a quoted attribute");
+        assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{name:?}");
+        assert!(!name.starts_with("on") && !seen.contains(&name), "{name:?}");
+        seen.push(name);
+        let end = value.find('"').expect("the attribute's end");
+        let value_is_external = name == "href" && !value.starts_with("data:image/png;base64,");
+        assert!(!value_is_external && !value[..end].contains('<'), "{name}: {value:.60}");
+        attributes = &value[end + 1..];
+    }
+}
+
 /// `ENGINE_TEST_KEEP=folder` keeps the pages for eyes to judge.
 #[test]
 fn pages_are_small_well_formed_and_self_contained() {
@@ -245,5 +302,132 @@ fn pages_are_small_well_formed_and_self_contained() {
         }
         eprintln!("{name}: {} bytes", page.len());
         assert!(page.len() < 500_000, "{name}: {} bytes", page.len());
+        assert_eq!(page, report.html(), "{name}: the same report, other bytes");
+        let texts = check_markup(&page);
+        for bad in ["NaN", "inf", "Infinity", "null"] {
+            assert!(!texts.iter().any(|t| t.split_whitespace().any(|w| w == bad)), "{name}: {bad}");
+        }
+        assert!(!page.contains("NaN"), "{name}: NaN in an attribute");
+        for outside in ["http:", "https:", "url(", "@import", "<script", "<iframe", "<link"] {
+            let page = page.replace("http://www.w3.org/2000/svg", "").replace("url(#scalp)", "");
+            assert!(!page.contains(outside), "{name}: {outside}");
+        }
     }
+}
+
+#[test]
+fn verdict_and_baseline_are_in_words() {
+    let page = regression(36, 0.0, 4, 19).html();
+    assert!(page.contains("does not beat the mean predictor"));
+    let page = classification(160, &["F", "M"], 1.2, 6).html();
+    assert!(page.contains("beats the majority class") && page.contains("95 % interval"));
+}
+
+#[test]
+fn text_from_files_cannot_become_markup() {
+    let evil = "</title></style><script>alert('x')</script><b a=\"'&\u{1}\u{ffff}";
+    let mut report = cross_validated(classification(60, &[evil, "M"], 1.0, 8));
+    report.title = evil.into();
+    report.headline = evil.into();
+    report.facts = vec![(evil.into(), evil.into())];
+    report.settings = evil.into();
+    report.split_proof = evil.into();
+    report.notes = vec![evil.into()];
+    report.subject_names = vec![evil.into(); 60];
+    report.skipped = vec![Skipped { path: evil.into(), reason: evil.into() }];
+    report.folds[0].name = evil.into();
+    report.curves.loss_name = evil.into();
+    report.curves.score_name = evil.into();
+    let map = report.channels.as_mut().unwrap();
+    (map.title, map.label) = (evil.into(), evil.into());
+    map.channels.iter_mut().for_each(|c| c.name = evil.into());
+    let page = report.html();
+    let texts = check_markup(&page);
+    assert!(!page.contains("<script") && !page.contains("<b a"));
+    let shown = evil.replace(['\u{1}', '\u{ffff}'], "\u{fffd}");
+    assert!(texts.iter().filter(|t| t.contains(&shown)).count() > 20);
+}
+
+/// Each part missing, empty or degenerate in turn.
+#[test]
+fn what_is_missing_is_left_out() {
+    let page = Report::default().html();
+    check_markup(&page);
+    for absent in ["<section", "<svg", "<table", "<dl"] {
+        assert!(!page.contains(absent), "{absent} in an empty report");
+    }
+    let full = || cross_validated(regression(40, 0.5, 9, 19));
+    let nan = || vec![[1.0, f64::NAN], [2.0, f64::INFINITY], [f64::NAN, 1.0]];
+    let edits: Vec<fn(&mut Report)> = vec![
+        |r| r.scores = None,
+        |r| r.subjects = None,
+        |r| r.windows = None,
+        |r| r.subject_names.clear(),
+        |r| r.channels = Some(ChannelMap::default()),
+        |r| r.spectral.as_mut().unwrap().gain.truncate(7),
+        |r| r.spectral.as_mut().unwrap().gain[3] = f64::NAN,
+        |r| r.spectral.as_mut().unwrap().frequencies.reverse(),
+        |r| r.curves.train_loss.truncate(1),
+        |r| r.curves.validation_loss.clear(),
+        |r| r.curves.train_loss.iter_mut().for_each(|p| p[1] = 0.0),
+        |r| r.folds.truncate(1),
+        |r| r.curves.chosen_step = Some(u64::MAX),
+        |r| r.subjects = Some(Predictions::regression(vec![], vec![], vec![]).unwrap()),
+        |r| r.subjects = Some(Predictions::regression(vec![7], vec![3.0], vec![3.0]).unwrap()),
+        |r| {
+            let same = Predictions::regression(vec![1, 1, 2], vec![1e9; 3], vec![1e9; 3]);
+            r.subjects = Some(same.unwrap());
+        },
+    ];
+    for (at, edit) in edits.iter().enumerate() {
+        let mut report = full();
+        edit(&mut report);
+        let page = report.html();
+        check_markup(&page);
+        assert!(!page.contains("NaN") && !page.contains("inf\""), "edit {at}");
+    }
+    let mut diverged = full();
+    diverged.curves.train_loss.extend(nan());
+    diverged.curves.validation_loss = nan();
+    diverged.curves.learning_rate = nan();
+    let page = diverged.html();
+    check_markup(&page);
+    assert!(page.contains("6 points that are not finite are left out") && !page.contains("NaN"));
+    // One class only: no ROC curve, and the scores say why.
+    let one = classification(30, &["F", "M"], 1.0, 11);
+    let windows = one.windows.clone().unwrap();
+    let engine::metrics::Outputs::Classification { probability, .. } = windows.outputs() else {
+        unreachable!()
+    };
+    let subject = windows.subject().to_vec();
+    let n = subject.len();
+    let windows = Predictions::classification(subject, vec![0; n], probability.clone(), 2).unwrap();
+    let task = Task::Classification { name: "sex".into(), classes: vec!["F".into(), "M".into()] };
+    let baseline = Baseline::majority(&[0, 1, 0], 2).unwrap();
+    let page = with_scores(Report::default(), task, windows, baseline, 30).html();
+    check_markup(&page);
+    assert!(page.contains("undefined: needs labels of at least two classes"));
+    assert!(!page.contains("ROC curve") && page.contains("Confusion matrix"));
+}
+
+#[test]
+fn a_page_is_written_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.html");
+    let report = regression(12, 0.5, 1, 19);
+    report.write(&path).unwrap();
+    report.write(&path).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), report.html());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let missing = folder.path().join("no such folder").join("report.html");
+    let message = report.write(&missing).unwrap_err().to_string();
+    assert!(message.contains("no such folder") && message.contains("cannot write"), "{message}");
+}
+
+#[test]
+fn a_report_survives_json() {
+    let report = cross_validated(regression(20, 0.5, 13, 19));
+    let json = serde_json::to_string(&report).unwrap();
+    let back: Report = serde_json::from_str(&json).unwrap();
+    assert_eq!(back.html(), report.html());
 }

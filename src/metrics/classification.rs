@@ -2,16 +2,66 @@
 
 use super::ascending;
 
-/// Labels and probabilities with their sort orders.
+/// Everything about labels and probabilities that no resample changes.
 pub(super) struct Prepared<'a> {
     truth: &'a [usize],
-    probability: &'a [f64],
     classes: usize,
     predicted: Vec<usize>,
     /// Classes that occur among the labels: what averages over classes range over.
     present: Vec<bool>,
-    /// Class and samples by descending probability of it: of the second of two, of each of more.
-    ranked: Vec<(usize, Vec<usize>)>,
+    /// The second of two classes, each of more.
+    ranked: Vec<Ranked>,
+    /// Each sample's Brier score and negative log-likelihood.
+    brier: Vec<f64>,
+    log_loss: Vec<f64>,
+}
+
+/// Samples by descending probability of one class.
+struct Ranked {
+    order: Vec<usize>,
+    /// Whether each sample of `order` is of the class.
+    positive: Vec<bool>,
+    /// Where in `order` each run of equal probabilities ends.
+    ends: Vec<usize>,
+}
+
+impl Ranked {
+    fn new(truth: &[usize], probability: Vec<f64>, class: usize) -> Self {
+        let mut order = ascending(probability.iter().copied());
+        order.reverse();
+        let positive = order.iter().map(|&i| truth[i] == class).collect();
+        let ends = order
+            .chunk_by(|&a, &b| probability[a] == probability[b])
+            .scan(0, |end, run| {
+                *end += run.len();
+                Some(*end)
+            })
+            .collect();
+        Self { order, positive, ends }
+    }
+
+    /// AUROC and average precision of the class against the rest.
+    fn scores(&self, weights: &[f64], total: f64) -> (Option<f64>, Option<f64>) {
+        let (mut positive, mut negative, mut pairs, mut precision) = (0.0, 0.0, 0.0, 0.0);
+        let mut start = 0;
+        for &end in &self.ends {
+            let mut tied = [0.0; 2];
+            for (&i, &is_positive) in self.order[start..end].iter().zip(&self.positive[start..end])
+            {
+                tied[usize::from(is_positive)] += weights[i];
+            }
+            start = end;
+            pairs += tied[0] * (positive + tied[1] / 2.0);
+            positive += tied[1];
+            negative += tied[0];
+            if tied[1] > 0.0 {
+                precision += tied[1] * positive / (positive + negative);
+            }
+        }
+        let some = positive > 0.0;
+        let auroc = (some && positive < total).then(|| pairs / (positive * negative));
+        (auroc, some.then(|| precision / positive))
+    }
 }
 
 impl<'a> Prepared<'a> {
@@ -21,16 +71,21 @@ impl<'a> Prepared<'a> {
             present[class] = true;
         }
         let first = if classes == 2 { 1 } else { 0 };
+        let of_class = |k: usize| probability.iter().skip(k).step_by(classes).copied().collect();
         let ranked = (first..classes)
             .filter(|&k| present[k])
-            .map(|k| {
-                let mut order = ascending(probability.iter().skip(k).step_by(classes).copied());
-                order.reverse();
-                (k, order)
-            })
+            .map(|k| Ranked::new(truth, of_class(k), k))
             .collect();
-        let predicted = probability.chunks_exact(classes).map(argmax).collect();
-        Self { truth, probability, classes, predicted, present, ranked }
+        let rows = || probability.chunks_exact(classes);
+        Self {
+            truth,
+            classes,
+            predicted: rows().map(argmax).collect(),
+            present,
+            ranked,
+            brier: rows().zip(truth).map(|(row, &t)| brier(row, t)).collect(),
+            log_loss: rows().zip(truth).map(|(row, &t)| -row[t].max(f64::EPSILON).ln()).collect(),
+        }
     }
 
     /// In the order of [`super::Metric::CLASSIFICATION`].
@@ -42,15 +97,17 @@ impl<'a> Prepared<'a> {
         let confusion = self.confusion(weights);
         let correct: f64 = (0..self.classes).map(|k| confusion[k * self.classes + k]).sum();
         let (auroc, precision) = self.ranking(weights, total);
-        let (brier, log_loss) = self.probabilistic(weights);
+        let mean_of = |values: &[f64]| {
+            values.iter().zip(weights).map(|(value, w)| w * value).sum::<f64>() / total
+        };
         [
             self.balanced_accuracy(&confusion),
             auroc,
             Some(correct / total),
             precision,
             self.f1(&confusion),
-            Some(brier / total),
-            Some(log_loss / total),
+            Some(mean_of(&self.brier)),
+            Some(mean_of(&self.log_loss)),
         ]
     }
 
@@ -95,8 +152,8 @@ impl<'a> Prepared<'a> {
     /// AUROC and average precision, averaged over the ranked classes.
     fn ranking(&self, weights: &[f64], total: f64) -> (Option<f64>, Option<f64>) {
         let (mut aurocs, mut precisions) = (Vec::new(), Vec::new());
-        for (class, order) in &self.ranked {
-            let (auroc, precision) = self.rank_one(*class, order, weights, total);
+        for ranked in &self.ranked {
+            let (auroc, precision) = ranked.scores(weights, total);
             aurocs.push(auroc);
             precisions.push(precision);
         }
@@ -105,54 +162,12 @@ impl<'a> Prepared<'a> {
         };
         (all(aurocs), all(precisions))
     }
+}
 
-    /// AUROC and average precision of one class against the rest.
-    fn rank_one(
-        &self,
-        class: usize,
-        order: &[usize],
-        weights: &[f64],
-        total: f64,
-    ) -> (Option<f64>, Option<f64>) {
-        let (mut positive, mut negative, mut pairs, mut precision) = (0.0, 0.0, 0.0, 0.0);
-        let p = |i: usize| self.probability[i * self.classes + class];
-        let mut at = 0;
-        while at < order.len() {
-            let (mut tied_positive, mut tied_negative) = (0.0, 0.0);
-            let value = p(order[at]);
-            while at < order.len() && p(order[at]) == value {
-                let i = order[at];
-                if self.truth[i] == class {
-                    tied_positive += weights[i];
-                } else {
-                    tied_negative += weights[i];
-                }
-                at += 1;
-            }
-            pairs += tied_negative * (positive + tied_positive / 2.0);
-            positive += tied_positive;
-            negative += tied_negative;
-            if tied_positive > 0.0 {
-                precision += tied_positive * positive / (positive + negative);
-            }
-        }
-        let some = positive > 0.0;
-        let auroc = (some && positive < total).then(|| pairs / (positive * negative));
-        (auroc, some.then(|| precision / positive))
-    }
-
-    /// Weighted sums of the Brier score and of the negative log-likelihood.
-    fn probabilistic(&self, weights: &[f64]) -> (f64, f64) {
-        let (mut brier, mut log_loss) = (0.0, 0.0);
-        let rows = self.probability.chunks_exact(self.classes);
-        for ((row, &t), w) in rows.zip(self.truth).zip(weights) {
-            let squared = |k: usize| (row[k] - f64::from(u8::from(k == t))).powi(2);
-            brier +=
-                w * if row.len() == 2 { squared(1) } else { (0..row.len()).map(squared).sum() };
-            log_loss -= w * row[t].max(f64::EPSILON).ln();
-        }
-        (brier, log_loss)
-    }
+/// Squared error of the second of two probabilities, or of all of more.
+fn brier(row: &[f64], class: usize) -> f64 {
+    let squared = |k: usize| (row[k] - f64::from(u8::from(k == class))).powi(2);
+    if row.len() == 2 { squared(1) } else { (0..row.len()).map(squared).sum() }
 }
 
 /// Place of the greatest, the first of equals.

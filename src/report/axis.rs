@@ -7,6 +7,7 @@ pub(super) struct Axis {
     low: f64,
     high: f64,
     log: bool,
+    mirrored: bool,
     pixels: [f64; 2],
 }
 
@@ -19,7 +20,8 @@ impl Axis {
         } else {
             0.5 * high.abs().max(1e-3)
         };
-        Self { low: low - spread, high: high + spread, log: false, pixels: [0.0, 1.0] }
+        let (low, high) = (low - spread, high + spread);
+        Self { low, high, log: false, mirrored: false, pixels: [0.0, 1.0] }
     }
 
     /// Linear over all of `values`, with a margin, rounded outwards to ticks.
@@ -37,9 +39,15 @@ impl Axis {
     pub(super) fn log_if_wide(values: impl Iterator<Item = f64> + Clone) -> Self {
         let (low, high) = extent(values.clone());
         if low > 0.0 && high / low > 20.0 {
-            return Self { low: low / 1.15, high: high * 1.15, log: true, pixels: [0.0, 1.0] };
+            let (low, high) = (low / 1.15, high * 1.15);
+            return Self { log: true, ..Self::linear(low, high) };
         }
         Self::around(values)
+    }
+
+    /// Counts upwards and downwards from zero, labelled without sign.
+    pub(super) fn mirrored(most: f64) -> Self {
+        Self { mirrored: true, ..Self::linear(-most, most) }
     }
 
     pub(super) fn is_log(&self) -> bool {
@@ -69,7 +77,9 @@ impl Axis {
         let decimals = (-step.log10().floor()).max(0.0) as usize;
         let first = (self.low / step - 1e-6).ceil() as i64;
         let last = (self.high / step + 1e-6).floor() as i64;
-        (first..=last).map(|i| i as f64 * step).map(|v| (v, label(v, step, decimals))).collect()
+        let shown = |v: f64| if self.mirrored { v.abs() } else { v };
+        let values = (first..=last).map(|i| i as f64 * step);
+        values.map(|v| (v, label(shown(v), step, decimals))).collect()
     }
 
     fn log_ticks(&self, wanted: usize) -> Vec<(f64, String)> {
@@ -121,7 +131,7 @@ fn label(value: f64, step: f64, decimals: usize) -> String {
         0.0 => "0".into(),
         size if size >= 1e6 && step >= 1e4 => scaled(1e6, "M"),
         size if size >= 1e4 && step >= 1e2 => scaled(1e3, "k"),
-        _ if decimals > 4 => format!("{value:.0e}").replace('-', "\u{2212}"),
+        _ if decimals > 3 => format!("{value:.0e}").replace('-', "\u{2212}"),
         _ => fixed(value, decimals),
     }
 }
@@ -145,13 +155,15 @@ pub(super) struct Frame<'a> {
     pub(super) x_label: &'a str,
     pub(super) y_label: &'a str,
     pub(super) legend: &'a [(Mark, &'a str)],
-    /// Width over height of the plotting area is 1.
+    /// Height of the plotting area, pixels of 480 across.
+    pub(super) height: f64,
+    /// As wide as high, with a grid both ways.
     pub(super) square: bool,
 }
 
 const WIDTH: f64 = 480.0;
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 20.0;
 const BOTTOM: f64 = 44.0;
 const LEGEND_ROW: f64 = 19.0;
 
@@ -160,14 +172,13 @@ impl Panel {
         let entries = legend_places(frame.legend);
         let rows = entries.last().map_or(0.0, |place| place[1] + 1.0);
         let top = 10.0 + rows * LEGEND_ROW;
-        let plot_height = if frame.square { 340.0 } else { 240.0 };
-        let inset = if frame.square { (WIDTH - LEFT - RIGHT - plot_height) / 2.0 } else { 0.0 };
-        let (left, right) = (LEFT + inset, WIDTH - RIGHT - inset);
-        let bottom = top + plot_height;
+        let spare = if frame.square { (WIDTH - LEFT - RIGHT - frame.height).max(0.0) } else { 0.0 };
+        let (left, right) = (LEFT + spare / 2.0, WIDTH - RIGHT - spare / 2.0);
+        let bottom = top + frame.height;
         let mut svg = Svg::new(WIDTH, bottom + BOTTOM);
         x.pixels = [left, right];
         y.pixels = [bottom, top];
-        for (value, text) in y.ticks(5) {
+        for (value, text) in y.ticks((frame.height / 48.0) as usize) {
             let at = y.at(value);
             svg.line("grid", [left, at], [right, at]);
             svg.text("tick end", [left - 7.0, at + 4.0], &text);

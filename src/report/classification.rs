@@ -65,6 +65,7 @@ fn roc(
         x_label: "false positive rate",
         y_label: "true positive rate",
         legend: &legend,
+        height: 352.0,
         square: true,
     };
     let mut panel = Panel::new(unit_axis(), unit_axis(), &frame);
@@ -103,6 +104,7 @@ fn roc_each(predictions: &Predictions, classes: &[String], scores: &Scores) -> O
         x_label: "false positive rate",
         y_label: "true positive rate",
         legend: &legend,
+        height: 352.0,
         square: true,
     };
     let mut panel = Panel::new(unit_axis(), unit_axis(), &frame);
@@ -155,21 +157,16 @@ fn confusion(classes: &[String], scores: &Scores) -> Option<Figure> {
             svg.raw(&format!(
                 "<rect class=\"cell f1\" style=\"fill-opacity:{:.2}\" x=\"{x:.1}\" y=\"{:.1}\" \
                  width=\"{cell:.1}\" height=\"{cell:.1}\"/>",
-                0.04 + 0.9 * share,
+                0.04 + 0.55 * share,
                 top + t as f64 * cell,
             ));
-            let look = if share > 0.5 { "mid on" } else { "mid ink" };
             let percent = fixed(100.0 * share, 0) + " %";
             if n <= 6 {
                 let center = x + cell / 2.0;
-                svg.text(&format!("big {look}"), [center, middle], &count.to_string());
-                svg.text(&format!("tick {look}"), [center, middle + 18.0], &percent);
+                svg.text("big mid", [center, middle], &count.to_string());
+                svg.text("tick mid ink", [center, middle + 18.0], &percent);
             } else {
-                svg.text(
-                    &format!("tick {look}"),
-                    [x + cell / 2.0, middle + 4.0],
-                    &count.to_string(),
-                );
+                svg.text("tick mid ink", [x + cell / 2.0, middle + 4.0], &count.to_string());
             }
         }
     }
@@ -201,11 +198,16 @@ fn reliability(predictions: &Predictions, classes: &[String]) -> Option<Figure> 
         return None;
     }
     let legend = [
-        (Mark::Dot("dot f1"), "subjects of similar probability, 95 % interval"),
+        (Mark::Dot("dot f1"), "bin of subjects, 95 % interval"),
         (Mark::Line("reference"), "perfect"),
     ];
-    let frame =
-        Frame { x_label: &what, y_label: "share that came true", legend: &legend, square: true };
+    let frame = Frame {
+        x_label: &what,
+        y_label: "share that came true",
+        legend: &legend,
+        height: 352.0,
+        square: true,
+    };
     let mut panel = Panel::new(unit_axis(), unit_axis(), &frame);
     panel.line("reference", [0.0, 0.0], [1.0, 1.0]);
     let line: Vec<_> = bins.iter().map(|bin| [bin.predicted, bin.observed]).collect();
@@ -258,8 +260,14 @@ fn histogram(predictions: &Predictions, classes: &[String]) -> Option<Figure> {
         _ => (Mark::Box("bar"), text.as_str()),
     });
     let x_label = format!("predicted probability of {}", classes[1]);
-    let frame = Frame { x_label: &x_label, y_label: "subjects", legend: &legend, square: false };
-    let mut panel = Panel::new(unit_axis(), Axis::linear(-most, most), &frame);
+    let frame = Frame {
+        x_label: &x_label,
+        y_label: "subjects",
+        legend: &legend,
+        height: 352.0,
+        square: false,
+    };
+    let mut panel = Panel::new(unit_axis(), Axis::mirrored(most), &frame);
     for (class, look, sign) in [(1, "bar f1", 1.0), (0, "bar f2", -1.0)] {
         for (bin, &count) in counts[class].iter().enumerate().filter(|(_, count)| **count > 0) {
             let [x1, y1] = panel.at([bin as f64 / BINS as f64, 0.0]);

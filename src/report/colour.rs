@@ -3,21 +3,8 @@
 /// Colours of a map, from low to high.
 pub(super) const SHADES: usize = 255;
 
-/// Anchors of viridis (van der Walt and Smith 2015): magnitudes.
-const VIRIDIS: [[u8; 3]; 9] = [
-    [68, 1, 84],
-    [71, 44, 122],
-    [59, 81, 139],
-    [44, 113, 142],
-    [33, 144, 141],
-    [39, 173, 129],
-    [92, 200, 99],
-    [170, 220, 50],
-    [253, 231, 37],
-];
-
-/// Blue to white to orange-red: values around a centre.
-const DIVERGING: [[u8; 3]; 9] = [
+/// Blue to white to orange-red for values around a centre; its upper half for magnitudes.
+const ANCHORS: [[u8; 3]; 9] = [
     [5, 60, 115],
     [33, 102, 172],
     [92, 154, 200],
@@ -34,32 +21,27 @@ pub(super) struct Colours {
     low: f64,
     high: f64,
     diverging: bool,
+    shown: [f64; 2],
 }
 
 impl Colours {
-    /// Magnitudes from `low` to `high`.
-    pub(super) fn sequential(low: f64, high: f64) -> Self {
-        Self { low, high: if high > low { high } else { low + 1.0 }, diverging: false }
-    }
-
-    /// Values around `center`, equally far both ways.
-    pub(super) fn diverging(center: f64, reach: f64) -> Self {
-        let reach = if reach > 0.0 { reach } else { 1.0 };
-        Self { low: center - reach, high: center + reach, diverging: true }
-    }
-
-    /// For values between `low` and `high`: diverging where both signs matter, else sequential, from
-    /// zero where that is near.
-    pub(super) fn for_range(low: f64, high: f64) -> Self {
-        if low < 0.0 && high > 0.0 {
-            return Self::diverging(0.0, high.max(-low));
+    /// For values between `low` and `high`: two hues that meet at `center` where values lie on both
+    /// sides of it, else one scale of lightness, from `center` where that is near.
+    pub(super) fn new(low: f64, high: f64, center: f64) -> Self {
+        let spread = high - low;
+        if low < center && high > center {
+            let reach = (high - center).max(center - low);
+            let shown = [low, high];
+            return Self { low: center - reach, high: center + reach, diverging: true, shown };
         }
-        let start = if low > 0.0 && low < 0.5 * high { 0.0 } else { low };
-        Self::sequential(start, high)
+        let low = if low > center && low - center < spread { center } else { low };
+        let high = if high > low { high } else { low + 1.0 };
+        Self { low, high, diverging: false, shown: [low, high] }
     }
 
-    pub(super) fn ends(&self) -> [f64; 2] {
-        [self.low, self.high]
+    /// What the colour bar covers.
+    pub(super) fn shown(&self) -> [f64; 2] {
+        self.shown
     }
 
     /// Place of `value` in the palette.
@@ -70,7 +52,7 @@ impl Colours {
 
     /// The palette, `[SHADES]`.
     pub(super) fn palette(&self) -> Vec<[u8; 3]> {
-        let anchors = if self.diverging { &DIVERGING } else { &VIRIDIS };
+        let anchors = if self.diverging { &ANCHORS[..] } else { &ANCHORS[4..] };
         (0..SHADES)
             .map(|shade| {
                 let place = shade as f64 / (SHADES - 1) as f64 * (anchors.len() - 1) as f64;

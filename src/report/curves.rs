@@ -32,8 +32,9 @@ fn losses(curves: &Curves) -> Option<Figure> {
     let name = if curves.loss_name.is_empty() { "loss" } else { &curves.loss_name };
     let y = Axis::log_if_wide(values());
     let log = y.is_log();
-    let frame = Frame { x_label: "step", y_label: name, legend: &legend, square: false };
-    let mut panel = Panel::new(steps(train.iter().chain(&validation)), y, &frame);
+    let frame =
+        Frame { x_label: "step", y_label: name, legend: &legend, height: 410.0, square: false };
+    let mut panel = Panel::new(steps(curves), y, &frame);
     panel.band("band f1", &thin.low, &thin.high);
     panel.polyline("series c1", &thin.mean);
     draw_chosen(&mut panel, curves);
@@ -50,7 +51,7 @@ fn losses(curves: &Curves) -> Option<Figure> {
         caption +=
             &format!("{} points that are not finite are left out.", lost_train + lost_validation);
     }
-    Some(Figure::new("Loss", panel.svg.finish("Loss by step"), caption))
+    Some(Figure::new("Loss", panel.svg.finish("Loss by step"), caption).tall())
 }
 
 fn score(curves: &Curves) -> Option<Figure> {
@@ -66,8 +67,9 @@ fn score(curves: &Curves) -> Option<Figure> {
     legend.extend(chosen_mark(curves));
     let name = if curves.score_name.is_empty() { "score" } else { &curves.score_name };
     let y = Axis::around(points.iter().map(|p| p[1]).chain(baseline));
-    let frame = Frame { x_label: "step", y_label: name, legend: &legend, square: false };
-    let mut panel = Panel::new(steps(points.iter()), y, &frame);
+    let frame =
+        Frame { x_label: "step", y_label: name, legend: &legend, height: 190.0, square: false };
+    let mut panel = Panel::new(steps(curves), y, &frame);
     if let Some(baseline) = baseline {
         panel.across("reference", baseline);
     }
@@ -89,9 +91,15 @@ fn learning_rate(curves: &Curves) -> Option<Figure> {
     }
     let thin = Thinned::new(&points);
     let peak = points.iter().map(|p| p[1]).fold(0.0, f64::max);
-    let frame = Frame { x_label: "step", y_label: "learning rate", legend: &[], square: false };
+    let frame = Frame {
+        x_label: "step",
+        y_label: "learning rate",
+        legend: &[],
+        height: 110.0,
+        square: false,
+    };
     let y = Axis::around(points.iter().map(|p| p[1]).chain([0.0]));
-    let mut panel = Panel::new(steps(points.iter()), y, &frame);
+    let mut panel = Panel::new(steps(curves), y, &frame);
     panel.polyline("series c3", &thin.mean);
     let caption = format!("Peak {}.", number(peak));
     Some(Figure::new("Learning rate", panel.svg.finish("Learning rate by step"), caption))
@@ -117,8 +125,16 @@ fn dots(panel: &mut Panel, class: &str, points: &[[f64; 2]]) {
     }
 }
 
-fn steps<'a>(points: impl Iterator<Item = &'a [f64; 2]>) -> Axis {
-    Axis::linear(0.0, points.map(|p| p[0]).fold(1.0, f64::max))
+/// One axis for all figures, so that steps stand below each other.
+fn steps(curves: &Curves) -> Axis {
+    let all = [
+        &curves.train_loss,
+        &curves.validation_loss,
+        &curves.validation_score,
+        &curves.learning_rate,
+    ];
+    let steps = all.into_iter().flatten().map(|p| p[0]).filter(|s| s.is_finite());
+    Axis::linear(0.0, steps.fold(1.0, f64::max))
 }
 
 /// The points whose step and value are finite, and how many were not.

@@ -15,19 +15,30 @@ pub(super) struct Figure {
     title: String,
     svg: String,
     caption: String,
+    tall: bool,
 }
 
 impl Figure {
     pub(super) fn new(title: &str, svg: String, caption: String) -> Self {
-        Self { title: title.to_string(), svg, caption }
+        Self { title: title.to_string(), svg, caption, tall: false }
+    }
+
+    /// Beside it there is room for two others, one above the other.
+    pub(super) fn tall(self) -> Self {
+        Self { tall: true, ..self }
     }
 
     fn html(&self) -> String {
+        let class = if self.tall { " class=\"tall\"" } else { "" };
         let caption = match self.caption.trim() {
             "" => String::new(),
             text => format!("<figcaption>{}</figcaption>\n", escape(text)),
         };
-        format!("<figure>\n<h3>{}</h3>\n{}{caption}</figure>\n", escape(&self.title), self.svg)
+        format!(
+            "<figure{class}>\n<h3>{}</h3>\n{}{caption}</figure>\n",
+            escape(&self.title),
+            self.svg
+        )
     }
 }
 
@@ -89,7 +100,9 @@ impl Report {
         let windows = Windows::of(self);
         let title = if self.title.is_empty() { "Training report" } else { &self.title };
         let headline = match (&self.scores, self.headline.as_str()) {
-            (Some(scores), "") => scores.headline(),
+            (Some(scores), "") => {
+                scores.headline().replace("[-", "[\u{2212}").replace(" -", " \u{2212}")
+            }
             (_, given) => given.to_string(),
         };
         let mut results = regression::figures(self, &windows);

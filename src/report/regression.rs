@@ -50,7 +50,13 @@ fn scatter(
     }
     let (low, high) = extent(points.iter().flatten().copied());
     let (x_label, y_label) = (format!("true {name}{unit}"), format!("predicted {name}{unit}"));
-    let frame = Frame { x_label: &x_label, y_label: &y_label, legend: &legend, square: true };
+    let frame = Frame {
+        x_label: &x_label,
+        y_label: &y_label,
+        legend: &legend,
+        height: 352.0,
+        square: true,
+    };
     let axis = || Axis::around([low, high].into_iter());
     let mut panel = Panel::new(axis(), axis(), &frame);
     let [low, high] = panel.x.ends();
@@ -98,7 +104,13 @@ fn residuals(name: &str, unit: &str, points: &[[f64; 2]]) -> Figure {
     let legend =
         [(Mark::Line("reference solid"), "no error"), (Mark::Line("reference c2"), "mean error")];
     let x_label = format!("predicted − true {name}{unit}");
-    let frame = Frame { x_label: &x_label, y_label: "subjects", legend: &legend, square: false };
+    let frame = Frame {
+        x_label: &x_label,
+        y_label: "subjects",
+        legend: &legend,
+        height: 352.0,
+        square: false,
+    };
     let mut panel = Panel::new(axis, Axis::linear(0.0, top * 1.08), &frame);
     for (bin, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let left = low + bin as f64 * width;

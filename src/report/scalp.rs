@@ -33,8 +33,8 @@ pub(super) fn figure(map: &ChannelMap) -> Option<Figure> {
     let left_out = map.channels.len() - electrodes.len();
     let edge = electrodes.iter().map(|e| e.polar + 0.05).fold(FRAC_PI_2, f64::max);
     let (low, high) = extent(electrodes.iter().map(|e| e.channel.value));
-    let colours = Colours::for_range(low, high);
-    let mut svg = Svg::new(480.0, 416.0);
+    let colours = Colours::new(low, high, 0.0);
+    let mut svg = Svg::new(480.0, 392.0);
     if let Some(spline) = Spline::fit(&electrodes) {
         draw_field(&mut svg, &spline, edge, &colours);
     }
@@ -50,7 +50,7 @@ pub(super) fn figure(map: &ChannelMap) -> Option<Figure> {
     draw_bar(&mut svg, &colours, [416.0, 70.0], 270.0, &map.label);
     let title = if map.title.is_empty() { "Scalp map" } else { &map.title };
     let caption = caption(&electrodes, left_out, edge);
-    Some(Figure::new(title, svg.finish(title), caption))
+    Some(Figure::new(title, svg.finish(title), caption).tall())
 }
 
 impl<'a> Electrode<'a> {
@@ -148,7 +148,7 @@ fn contours(value: impl Fn(f64, f64) -> f64, colours: &Colours) -> String {
     let corner = |i: usize| i as f64 / CELLS as f64;
     let rows: Vec<Vec<f64>> =
         (0..=CELLS).map(|r| (0..=CELLS).map(|c| value(corner(c), corner(r))).collect()).collect();
-    let [low, high] = colours.ends();
+    let [low, high] = colours.shown();
     let mut data = String::new();
     for (level, _) in Axis::linear(low, high).ticks(7) {
         for r in 0..CELLS {
@@ -188,11 +188,14 @@ fn cell_contour(rows: &[Vec<f64>], r: usize, c: usize, level: f64, data: &mut St
 /// A colour bar with ticks, its label written upwards.
 pub(super) fn draw_bar(svg: &mut Svg, colours: &Colours, at: [f64; 2], height: f64, label: &str) {
     const BAR: f64 = 14.0;
+    const STEPS: usize = 200;
     let [x, y] = at;
-    let palette = colours.palette();
-    let pixels: Vec<u8> = (0..palette.len()).rev().map(|shade| shade as u8).collect();
+    let (palette, [low, high]) = (colours.palette(), colours.shown());
+    let pixels: Vec<u8> = (0..=STEPS)
+        .rev()
+        .map(|i| colours.shade(low + (high - low) * i as f64 / STEPS as f64))
+        .collect();
     svg.image(&Raster { width: 1, pixels: &pixels, palette: &palette }, at, [BAR, height], "");
-    let [low, high] = colours.ends();
     for (value, text) in Axis::linear(low, high).ticks(5) {
         let tick = y + height * (high - value) / (high - low);
         svg.line("axis", [x + BAR, tick], [x + BAR + 4.0, tick]);
@@ -289,4 +292,88 @@ fn solve(mut rows: Vec<Vec<f64>>) -> Option<Vec<f64>> {
         solution[i] = (rows[i][n] - known) / rows[i][i];
     }
     Some(solution)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channels() -> Vec<ChannelValue> {
+        let positions = [
+            [0.0, 0.0, 1.0],
+            [0.6, 0.0, 0.8],
+            [-0.6, 0.0, 0.8],
+            [0.0, 0.8, 0.6],
+            [0.0, -0.8, 0.6],
+            [0.48, 0.64, 0.6],
+            [-0.48, -0.64, 0.6],
+        ];
+        let values = [1.0, 2.0, -1.0, 0.5, 3.0, 2.5, -0.25];
+        let channel = |(position, value)| ChannelValue { name: "E".into(), position, value };
+        positions.into_iter().zip(values).map(channel).collect()
+    }
+
+    /// `_calc_g` of MNE 1.13.2 with stiffness 4 and 50 Legendre terms.
+    #[test]
+    fn kernel_matches_mne() {
+        let expected = [
+            (-1.0, -0.014636986154113418),
+            (-0.3, -0.0045780048498205205),
+            (0.25, 0.003597491089079786),
+            (0.9, 0.013661634656488838),
+            (1.0, 0.015260761697061108),
+        ];
+        for (x, g) in expected {
+            assert!((kernel(x) - g).abs() < 1e-14, "{x}: {} {g}", kernel(x));
+        }
+    }
+
+    /// `_make_interpolation_matrix` of MNE with alpha 1e-5, applied to the values.
+    #[test]
+    fn interpolation_matches_mne() {
+        let channels = channels();
+        let electrodes: Vec<_> = channels.iter().filter_map(Electrode::new).collect();
+        let spline = Spline::fit(&electrodes).unwrap();
+        let expected = [
+            ([0.36, 0.48, 0.8], 1.64365463),
+            ([-0.8, 0.6, 0.0], -3.49527846),
+            ([0.0, -0.28, 0.96], 1.41438032),
+        ];
+        for (place, value) in expected {
+            assert!(
+                (spline.at(place) - value).abs() < 1e-5,
+                "{} {value}",
+                spline.at(place) - value
+            );
+        }
+    }
+
+    #[test]
+    fn unusable_channels_are_left_out_and_doubled_ones_bear() {
+        let mut map = ChannelMap { channels: channels(), ..ChannelMap::default() };
+        map.channels.push(map.channels[3].clone());
+        for (position, value) in
+            [([0.0; 3], 1.0), ([f64::NAN, 0.0, 1.0], 1.0), ([0.0, 0.0, 1.0], f64::INFINITY)]
+        {
+            map.channels.push(ChannelValue { name: "bad".into(), position, value });
+        }
+        assert!(figure(&map).is_some());
+        let one = ChannelMap { channels: channels()[..1].to_vec(), ..map.clone() };
+        assert!(figure(&one).is_some());
+        let none = ChannelMap { channels: map.channels.split_off(8), ..map };
+        assert!(figure(&none).is_none());
+    }
+
+    /// Nose up, right ear right: the direction that mirrored maps get wrong.
+    #[test]
+    fn right_is_right_and_front_is_up() {
+        let at = |position| {
+            let channel = ChannelValue { name: "E".into(), position, value: 1.0 };
+            Electrode::new(&channel).unwrap().place(FRAC_PI_2)
+        };
+        assert_eq!(at([0.0, 0.0, 2.0]), CENTER);
+        assert!(at([1.0, 0.0, 1.0])[0] > CENTER[0] && at([0.0, 1.0, 1.0])[1] < CENTER[1]);
+        let [x, y] = at([0.0, -1.0, 0.0]);
+        assert!((x - CENTER[0]).abs() < 1e-9 && (y - CENTER[1] - RADIUS).abs() < 1e-9);
+    }
 }

@@ -43,17 +43,25 @@ pub(super) fn scores(report: &Report) -> String {
             Level::Subject => "Scores by subject",
             Level::Window => "Scores by window",
         };
-        html += &super::page::section(title, &score_table(scores));
+        let table = score_table(scores);
+        html += &match (scores.level, scores.primary()) {
+            (Level::Window, Some(primary)) if report.scores.is_some() => format!(
+                "<details>\n<summary>{title}: {}</summary>\n{table}</details>\n",
+                escape(&super::page::brief(scores, primary.metric).unwrap_or_default())
+            ),
+            _ => super::page::section(title, &table),
+        };
     }
     html
 }
 
 fn score_table(scores: &Scores) -> String {
     let baseline = scores.baseline.name();
+    let percent = fixed(100.0 * scores.bootstrap.confidence, 0);
     let mut html = format!(
         "<div class=\"scroll\"><table>\n<thead><tr><th>score</th><th class=\"n\">value</th>\
-         <th>interval</th><th class=\"n\">{baseline}</th><th class=\"n\">better by</th>\
-         <th>interval</th><th>against zero</th><th></th></tr></thead>\n<tbody>\n"
+         <th>{percent} % interval</th><th class=\"n\">{baseline}</th><th class=\"n\">better by</th>\
+         <th>{percent} % interval</th><th>against zero</th><th></th></tr></thead>\n<tbody>\n"
     );
     for score in &scores.scores {
         let d = score.decimals();
@@ -151,7 +159,7 @@ pub(super) fn folds(folds: &[Fold]) -> String {
             count(fold.scores.subjects)
         );
         for (at, &metric) in metrics.iter().enumerate() {
-            html += &fold_cells(fold, metric, at == 0);
+            html += &fold_cells(fold, metric, decimals(folds, metric), at == 0);
         }
         html += "</tr>\n";
     }
@@ -166,9 +174,14 @@ pub(super) fn folds(folds: &[Fold]) -> String {
     html + &fold_figure(folds, metrics.first().copied())
 }
 
-fn fold_cells(fold: &Fold, metric: Metric, with_interval: bool) -> String {
+/// Decimals for a column of the folds' scores.
+fn decimals(folds: &[Fold], metric: Metric) -> usize {
+    let of = |fold: &Fold| fold.scores.get(metric).map(Score::decimals);
+    folds.iter().filter_map(of).min().unwrap_or(2)
+}
+
+fn fold_cells(fold: &Fold, metric: Metric, d: usize, with_interval: bool) -> String {
     let Some(score) = fold.scores.get(metric) else { return "<td></td>".into() };
-    let d = score.decimals();
     let value = score.value.map_or("–".into(), |v| fixed(v, d));
     let mut html = format!("<td class=\"n\">{value}</td>");
     if with_interval {
@@ -185,12 +198,11 @@ fn fold_cells(fold: &Fold, metric: Metric, with_interval: bool) -> String {
 }
 
 fn mean_and_sd(folds: &[Fold], metric: Metric) -> String {
-    let scores: Vec<&Score> = folds.iter().filter_map(|f| f.scores.get(metric)).collect();
-    let values: Vec<f64> = scores.iter().filter_map(|s| s.value).collect();
+    let values: Vec<f64> = folds.iter().filter_map(|f| f.scores.get(metric)?.value).collect();
     if values.is_empty() {
         return "–".into();
     }
-    let decimals = scores.iter().map(|s| s.decimals()).max().unwrap_or(2);
+    let decimals = decimals(folds, metric);
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     if values.len() < 2 {
@@ -217,7 +229,8 @@ fn fold_figure(folds: &[Fold], metric: Option<Metric>) -> String {
         (Mark::Line("series c2"), first.scores.baseline.name()),
     ];
     let label = first.scores.label(metric);
-    let frame = Frame { x_label: "fold", y_label: &label, legend: &legend, square: false };
+    let frame =
+        Frame { x_label: "fold", y_label: &label, legend: &legend, height: 240.0, square: false };
     let x = Axis::linear(0.5, scores.len() as f64 + 0.5);
     let mut panel = Panel::new(x, Axis::around(values.into_iter()), &frame);
     for (at, score) in scores.iter().enumerate() {
@@ -340,7 +353,7 @@ fn subjects(report: &Report, windows: &Windows) -> String {
     };
     let body: String = rows.into_iter().map(|(_, row)| row).collect();
     format!(
-        "<details>\n<summary>{which}</summary>\n<div class=\"scroll\"><table>\n<thead><tr>\
+        "<details class=\"long\">\n<summary>{which}</summary>\n<div class=\"scroll\"><table>\n<thead><tr>\
          <th>subject</th><th class=\"n\">true</th><th class=\"n\">predicted</th>\
          <th class=\"n\">{third}</th><th class=\"n\">windows</th></tr></thead>\n<tbody>\n{body}\
          </tbody>\n</table></div>\n</details>\n"

@@ -44,11 +44,16 @@ fn summary(spectral: &SpectralGain, features: usize) -> Figure {
     let legend = [
         (Mark::Line("series c1"), "median"),
         (Mark::Box("band f1 strong"), "25–75 %"),
-        (Mark::Box("band f1"), "5–95 % of features"),
+        (Mark::Box("band f1"), "5–95 %"),
         (Mark::Line("reference"), "unchanged"),
     ];
-    let frame =
-        Frame { x_label: "frequency (Hz)", y_label: "|gain|", legend: &legend, square: false };
+    let frame = Frame {
+        x_label: "frequency (Hz)",
+        y_label: "|gain|",
+        legend: &legend,
+        height: 240.0,
+        square: false,
+    };
     let (low, high) = extent(p5.iter().chain(&p95).map(|p| p[1]));
     let room = (high - low).max(0.02) * 0.12;
     let ends = extent(spectral.frequencies.iter().copied());
@@ -69,17 +74,14 @@ fn summary(spectral: &SpectralGain, features: usize) -> Figure {
     panel.band("band f1 strong", &p25, &p75);
     panel.across("reference", 1.0);
     panel.polyline("series c1", &median);
-    let caption = format!("Over {features} features; 1 passes a frequency unchanged.");
+    let caption =
+        format!("Median and quantiles over {features} features; 1 passes a frequency unchanged.");
     Figure::new("Spectral gain", panel.svg.finish("Spectral gain by frequency"), caption)
 }
 
 fn heat_map(spectral: &SpectralGain, features: usize) -> Figure {
     let (low, high) = extent(spectral.gain.iter().copied());
-    let colours = if low < 1.0 && high > 1.0 {
-        Colours::diverging(1.0, (high - 1.0).max(1.0 - low))
-    } else {
-        Colours::sequential(low, high)
-    };
+    let colours = Colours::new(low, high, 1.0);
     let order = by_center(spectral, features);
     let frequencies = spectral.frequencies.len();
     let (columns, rows) = (frequencies.min(MOST_COLUMNS), features.min(MOST_ROWS));
@@ -93,7 +95,7 @@ fn heat_map(spectral: &SpectralGain, features: usize) -> Figure {
             pixels.push(colours.shade(sum / ((to - from) * members.len()) as f64));
         }
     }
-    let (left, top, width, height) = (58.0, 12.0, 330.0, 270.0);
+    let (left, top, width, height) = (58.0, 10.0, 330.0, 240.0);
     let mut svg = Svg::new(480.0, top + height + 44.0);
     let raster = Raster { width: columns, pixels: &pixels, palette: &colours.palette() };
     svg.image(&raster, [left, top], [width, height], "style=\"image-rendering:pixelated\"");

@@ -32,7 +32,7 @@ pub(super) fn number(value: f64) -> String {
     if size == 0.0 {
         return "0".into();
     }
-    if !(1e-4..1e6).contains(&size) {
+    if !(1e-3..1e6).contains(&size) {
         return power(value);
     }
     fixed(value, (2.0 - size.log10().floor()).clamp(0.0, 6.0) as usize)
@@ -57,9 +57,9 @@ pub(super) fn count(n: usize) -> String {
     text
 }
 
-/// Width of `text` at the figures' 12-pixel type, near enough to keep labels apart.
+/// Width of `text` at the figures' 12-pixel type, by a wide face: enough to keep labels apart.
 pub(super) fn text_width(text: &str) -> f64 {
-    text.chars().map(|c| if "il.,|' ".contains(c) { 3.6 } else { 6.6 }).sum()
+    text.chars().map(|c| if "il.,|' ".contains(c) { 3.8 } else { 7.4 }).sum()
 }
 
 /// An SVG that grows. Colours come from the page's style sheet by class, so that figures follow the
