@@ -85,7 +85,7 @@ impl HostKernel for Attention {
                         let k = head(item, 1, h, (heads, d));
                         let v = head(item, 2, h, (heads, d));
                         gemm((rows, time, d), scale, q, k.t(), T::ZERO, p, time);
-                        vectorised(|| softmax_rows(p, time, &mut lse[h..], heads));
+                        vectorised!(softmax_rows(p, time, &mut lse[h..], heads));
                         let p = Mat::new(p, time, 1);
                         gemm((rows, d, time), T::ONE, p, v, T::ZERO, &mut out[h * d..], width);
                     }
@@ -188,7 +188,7 @@ impl<T: Real> Item<'_, T> {
         let d_out = Mat::new(&self.d_out[at..], width, 1);
         gemm((rows, time, d), scale, q, k.t(), T::ZERO, p, time);
         gemm((rows, time, d), T::ONE, d_out, v.t(), T::ZERO, ds, time);
-        vectorised(|| {
+        vectorised!({
             let pairs = p.chunks_exact_mut(time).zip(ds.chunks_exact_mut(time));
             for (i, (p, ds)) in pairs.enumerate() {
                 let lse = self.lse[(first + i) * heads + h];

@@ -122,7 +122,7 @@ impl HostKernel for BatchNorm {
                 let scale = rstd[c] * gamma[c];
                 let shift = beta[c] - mean[c] * scale;
                 let x = &x[row * time..][..time];
-                vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * scale + shift));
+                vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * scale + shift));
             }
         });
         Ok(())
@@ -171,7 +171,7 @@ impl HostKernel for BatchNormBackward {
                 let (dy, x) = (&dy[row * time..][..time], &x[row * time..][..time]);
                 let (shift, slope) = (of_dy[c] * live, of_dot[c] * live * rstd[c]);
                 let (mean, scale) = (mean[c], gamma[c] * rstd[c]);
-                vectorised(|| {
+                vectorised!({
                     for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
                         let grad = scale * (dy - shift - (x - mean) * slope);
                         *dx = if add { *dx + grad } else { grad };

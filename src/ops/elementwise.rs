@@ -60,7 +60,7 @@ impl HostKernel for Axpy {
         let (x, y) = (io.input_n::<T>(0, n)?, io.output_n::<T>(0, n)?);
         for_rows(y, 1, 1, |first, y| {
             let x = &x[first..first + y.len()];
-            vectorised(|| {
+            vectorised!({
                 if add {
                     y.iter_mut().zip(x).for_each(|(y, &x)| *y += scale * x);
                 } else {
@@ -106,7 +106,7 @@ impl HostKernel for Binary {
         let (multiply, add) = (self.multiply != 0, self.accumulate != 0);
         for_rows(io.output_n::<T>(0, n)?, 1, 2, |first, z| {
             let (x, y) = (&x[first..first + z.len()], &y[first..first + z.len()]);
-            vectorised(|| {
+            vectorised!({
                 for ((z, &x), &y) in z.iter_mut().zip(x).zip(y) {
                     let value = if multiply { x * y } else { x + y };
                     *z = if add { *z + value } else { value };
@@ -267,7 +267,7 @@ impl HostKernel for Unary {
         let x = io.input_n::<T>(0, n)?;
         for_rows(io.output_n::<T>(0, n)?, 1, 8, |first, y| {
             let x = &x[first..first + y.len()];
-            per_function!(self.function, f => vectorised(|| {
+            per_function!(self.function, f => vectorised!({
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = value(f, x));
             }));
         });
@@ -295,7 +295,7 @@ impl HostKernel for UnaryBackward {
         let add = self.accumulate != 0;
         for_rows(io.output_n::<T>(0, n)?, 1, 12, |first, dx| {
             let (dy, x) = (&dy[first..first + dx.len()], &x[first..first + dx.len()]);
-            per_function!(self.function, f => vectorised(|| {
+            per_function!(self.function, f => vectorised!({
                 for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
                     let grad = dy * slope(f, x);
                     *dx = if add { *dx + grad } else { grad };

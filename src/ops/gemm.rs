@@ -136,14 +136,14 @@ impl<'a, T: Real> Epilogue<'a, T> {
     /// Finishes `c`, whole rows of `n` that begin at element `first` of the output.
     fn finish(&self, n: usize, first: usize, c: &mut [T], before_gelu: Option<&mut [T]>) {
         if let Some(bias) = self.bias {
-            vectorised(|| {
+            vectorised!({
                 for row in c.chunks_exact_mut(n) {
                     row.iter_mut().zip(bias).for_each(|(c, &b)| *c += b);
                 }
             });
         }
         if let Some(before) = before_gelu {
-            vectorised(|| {
+            vectorised!({
                 for (c, before) in c.iter_mut().zip(before) {
                     *before = *c;
                     *c = *c * normal_cdf(*c);
@@ -157,7 +157,7 @@ impl<'a, T: Real> Epilogue<'a, T> {
         }
         if let Some(residual) = self.residual {
             let residual = &residual[first..first + c.len()];
-            vectorised(|| c.iter_mut().zip(residual).for_each(|(c, &r)| *c += r));
+            vectorised!(c.iter_mut().zip(residual).for_each(|(c, &r)| *c += r));
         }
     }
 }
@@ -237,7 +237,7 @@ impl HostKernel for ColumnSums {
         // Columns, not rows, are shared out: no partial sums to store, one order of addition.
         sums.par_chunks_mut(64).enumerate().for_each(|(i, sums)| {
             let first = i * 64;
-            vectorised(|| {
+            vectorised!({
                 let mut total = [T::ZERO; 64];
                 for row in x.chunks_exact(cols) {
                     let row = &row[first..first + sums.len()];

@@ -52,7 +52,7 @@ impl HostKernel for LayerNorm {
         let inverse = T::ONE / T::of(cols as f64);
         for_rows3((y, cols), (mean, 1), (rstd, 1), 4 * cols, |first, y, mean, rstd| {
             let x = &x[first * cols..][..y.len()];
-            vectorised(|| {
+            vectorised!({
                 let stats = mean.iter_mut().zip(rstd.iter_mut());
                 for ((y, x), (mean, rstd)) in
                     y.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(stats)
@@ -93,7 +93,7 @@ impl HostKernel for LayerNormBackward {
         let inverse = T::ONE / T::of(cols as f64);
         let add = self.accumulate != 0;
         for_rows(io.output_n::<T>(0, rows * cols)?, cols, 8 * cols, |first, dx| {
-            vectorised(|| {
+            vectorised!({
                 for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
                     let row = first + i;
                     let (dy, x) = (&dy[row * cols..][..cols], &x[row * cols..][..cols]);
@@ -158,7 +158,7 @@ impl HostKernel for LayerNormParams {
         let columns = dgamma.par_chunks_mut(COLUMNS).zip(dbeta.par_chunks_mut(COLUMNS));
         columns.enumerate().for_each(|(i, (dgamma, dbeta))| {
             let (first, width) = (i * COLUMNS, dgamma.len());
-            vectorised(|| {
+            vectorised!({
                 let (mut g, mut b) = ([T::ZERO; COLUMNS], [T::ZERO; COLUMNS]);
                 for row in 0..rows {
                     let at = row * cols + first;

@@ -109,7 +109,7 @@ impl HostKernel for AdamW {
         let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
         let pieces = pieces.zip(moments).enumerate();
         pieces.for_each(|(i, ((p, g), (m, v)))| {
-            vectorised(|| {
+            vectorised!({
                 let blocks = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK));
                 let blocks = blocks.zip(m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK)));
                 for (j, ((p, g), (m, v))) in blocks.enumerate() {
@@ -213,7 +213,7 @@ fn average<T: Real>(
     let share = T::ONE - update.control[2];
     let pieces = mean.par_chunks_mut(PIECE).zip(params.par_chunks(PIECE));
     pieces.for_each(|(mean, params)| {
-        vectorised(|| mean.iter_mut().zip(params).for_each(|(m, &p)| *m += share * (p - *m)));
+        vectorised!(mean.iter_mut().zip(params).for_each(|(m, &p)| *m += share * (p - *m)));
     });
     Ok(())
 }

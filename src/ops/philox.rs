@@ -65,7 +65,7 @@ impl Mask<'_> {
             let skip = at % 4;
             let take = (TILE - skip).min(row.len() - done);
             let mut factors = [T::ZERO; TILE];
-            vectorised(|| {
+            vectorised!({
                 for (i, four) in factors.chunks_exact_mut(4).enumerate() {
                     let counter = [(at / 4 + i) as u32, self.stream, step[0], step[1]];
                     for (factor, word) in four.iter_mut().zip(block(counter, key)) {

@@ -172,7 +172,7 @@ impl HostKernel for MeanTime {
             for (i, y) in y.chunks_exact_mut(channels).enumerate() {
                 let x = &x[(first + i) * item..][..item];
                 y.fill(T::ZERO);
-                vectorised(|| {
+                vectorised!({
                     for row in x.chunks_exact(channels) {
                         y.iter_mut().zip(row).for_each(|(y, &x)| *y += x);
                     }

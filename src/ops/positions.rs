@@ -28,7 +28,7 @@ impl HostKernel for AddTable {
         let (x, table) = (io.input_n::<T>(0, batch * n)?, io.input_n::<T>(1, n)?);
         for_rows(io.output_n::<T>(0, batch * n)?, n, n, |first, y| {
             let x = &x[first * n..][..y.len()];
-            vectorised(|| {
+            vectorised!({
                 for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
                     y.iter_mut().zip(x).zip(table).for_each(|((y, &x), &t)| *y = x + t);
                 }

@@ -28,7 +28,7 @@ impl HostKernel for Softmax {
         let x = io.input_n::<T>(0, rows * cols)?;
         for_rows(io.output_n::<T>(0, rows * cols)?, cols, 12 * cols, |first, y| {
             let x = &x[first * cols..][..y.len()];
-            vectorised(|| {
+            vectorised!({
                 for (y, x) in y.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
                     let top = x.iter().copied().fold(x[0], T::larger);
                     y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - top).exp());
@@ -62,7 +62,7 @@ impl HostKernel for SoftmaxBackward {
         for_rows(io.output_n::<T>(0, rows * cols)?, cols, 4 * cols, |first, dx| {
             let range = first * cols..first * cols + dx.len();
             let (dy, y) = (&dy[range.clone()], &y[range]);
-            vectorised(|| {
+            vectorised!({
                 let pairs = dy.chunks_exact(cols).zip(y.chunks_exact(cols));
                 for (dx, (dy, y)) in dx.chunks_exact_mut(cols).zip(pairs) {
                     let dot: T = dy.iter().zip(y).map(|(&a, &b)| a * b).sum();

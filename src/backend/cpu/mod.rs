@@ -6,8 +6,10 @@ pub mod real;
 pub mod scratch;
 pub mod simd;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use host::HostIo;
@@ -53,7 +55,11 @@ pub struct Cpu {
     pool: ThreadPool,
     noted: Mutex<Option<Vec<Noted>>>,
     scratch: Mutex<Scratch>,
+    profile: Mutex<Option<Profile>>,
 }
+
+/// Runs and time of each op, by name.
+pub type Profile = BTreeMap<&'static str, (u64, Duration)>;
 
 impl Cpu {
     /// A backend of `threads` threads (0: one per core) that may use `limit` bytes.
@@ -91,6 +97,7 @@ impl Cpu {
             pool,
             noted: Mutex::default(),
             scratch: Mutex::default(),
+            profile: Mutex::default(),
         })
     }
 
@@ -98,7 +105,23 @@ impl Cpu {
         self.memory.grow(bytes)
     }
 
+    /// Starts measuring, or stops and gives what was measured since.
+    pub fn profile(&self, on: bool) -> Option<Profile> {
+        let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *profile, on.then(Profile::new))
+    }
+
     fn execute(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
+        let start = Instant::now();
+        let done = self.execute_plain(op, io);
+        if let Some(profile) = &mut *self.profile.lock().unwrap_or_else(PoisonError::into_inner) {
+            let entry = profile.entry(op.name()).or_default();
+            *entry = (entry.0 + 1, entry.1 + start.elapsed());
+        }
+        done
+    }
+
+    fn execute_plain(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
         let narrow = |view: &View| matches!(view.dtype, DType::Bf16 | DType::F16);
         if io.inputs.iter().chain(io.outputs).any(narrow) {
             return self.execute_widened(op, io);

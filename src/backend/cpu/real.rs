@@ -177,12 +177,25 @@ impl Real for f32 {
     }
 }
 
-/// Runs `body` compiled for the widest vectors of this machine. `body` must be straight-line
+/// Runs an expression compiled for the widest vectors of this machine. It must be straight-line
 /// loops over slices, with every callee marked `#[inline(always)]`, or nothing is gained.
-#[inline]
-pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+///
+/// A macro, because a closure that is called from one place only is always inlined there, and only
+/// what is inlined gets the wider instructions.
+macro_rules! vectorised {
+    ($body:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        let result = match pulp::Arch::new() {
+            pulp::Arch::V4(wide) => pulp::Simd::vectorize(wide, || $body),
+            pulp::Arch::V3(wide) => pulp::Simd::vectorize(wide, || $body),
+            _ => $body,
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let result = $body;
+        result
+    }};
 }
+pub(crate) use vectorised;
 
 /// Standard normal distribution function, for the exact GELU.
 #[inline(always)]
