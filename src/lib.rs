@@ -6,11 +6,13 @@
 //! - [`config`]: profiles and settings: flag over file over profile over default
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
+//! - [`train`]: schedule, early stopping, run folders, checkpoints, signals
 
 pub mod config;
 pub mod data;
 mod error;
 pub mod metrics;
 pub mod report;
+pub mod train;
 
 pub use error::{Error, Result};
