@@ -79,6 +79,42 @@ proptest! {
     }
 }
 
+/// The format's reader in Python finds the same names, types, shapes, numbers and metadata.
+#[test]
+fn python_reads_a_checkpoint() {
+    let python = std::env::var("ENGINE_PYTHON").unwrap_or_else(|_| "python3".to_string());
+    let probe = Command::new(&python).args(["-c", "import numpy, safetensors.numpy"]).output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        return eprintln!("skipped: {python} has no safetensors and numpy (set ENGINE_PYTHON)");
+    }
+    let mut rng = Rng::new(std::process::id().into(), 3);
+    let floats: Vec<f64> = (0..15).map(|_| rng.normal()).collect();
+    let whole: Vec<i32> = (0..7).map(|_| rng.next_u32() as i32).collect();
+    let mut made = Checkpoint::default();
+    made.metadata.insert("step".to_string(), "12 \"é\"".to_string());
+    let bytes = bytemuck::cast_slice(&whole).to_vec();
+    made.insert("a.count", Dtype::I32, &[7], bytes).expect("fits");
+    let bytes = bytemuck::cast_slice(&floats).to_vec();
+    made.insert("z.weight", Dtype::F64, &[3, 5], bytes).expect("fits");
+    let folder = folder();
+    let path = folder.path().join("a.safetensors");
+    made.save(&path).expect("saved");
+    let script = "import json, sys\n\
+        from safetensors import safe_open\n\
+        f = safe_open(sys.argv[1], 'numpy')\n\
+        t = {k: f.get_tensor(k) for k in f.keys()}\n\
+        t = {k: [str(v.dtype), v.shape, v.ravel().tolist()] for k, v in t.items()}\n\
+        print(json.dumps([f.metadata(), t]))";
+    let output = Command::new(&python).args(["-c", script]).arg(&path).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let tensors = serde_json::json!({
+        "a.count": ["int32", [7], whole],
+        "z.weight": ["float64", [3, 5], floats],
+    });
+    assert_eq!(read, serde_json::json!([made.metadata, tensors]));
+}
+
 #[test]
 fn headers_that_lie_are_refused() {
     let folder = folder();

@@ -125,7 +125,9 @@ mod tests {
                 prop_assert_eq!(verdict, expected);
                 prop_assert_eq!(stop.since(), since);
                 let json = serde_json::to_string(&stop).expect("plain numbers");
-                stop = serde_json::from_str(&json).expect("its own JSON");
+                let read: EarlyStop = serde_json::from_str(&json).expect("its own JSON");
+                prop_assert_eq!(read, stop, "to the last bit");
+                stop = read;
             }
         }
     }

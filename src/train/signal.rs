@@ -1,5 +1,6 @@
 //! Ctrl-C and termination: the first asks the run to save and stop, the second ends it at once.
 
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
@@ -19,7 +20,9 @@ pub fn install() -> Result<()> {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
-        eprintln!("\nstopping: saving the state; once more (Ctrl-C) to quit at once");
+        // Not eprintln: a closed stderr would panic this thread, and no signal be heard again.
+        let text = "\nstopping: saving the state; once more (Ctrl-C) to quit at once";
+        let _ = writeln!(io::stderr(), "{text}");
     };
     ctrlc::set_handler(handler).map_err(|error| Error::Device {
         device: "signals".to_string(),
