@@ -1,0 +1,321 @@
+//! What settings mean together: sizes that divide, shares that add up, a warm-up that ends.
+
+use super::settings::{DataSettings, DeviceSettings, ModelSettings, Settings, TrainSettings};
+use super::values::{ClassWeights, ModelName, Notch, Reference, Warmup};
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Problem {
+    /// Dotted name of the field to change.
+    pub(super) field: &'static str,
+    pub(super) problem: String,
+    pub(super) remedy: String,
+}
+
+type Check = Result<(), Problem>;
+
+fn require(
+    holds: bool,
+    field: &'static str,
+    problem: impl FnOnce() -> String,
+    remedy: impl Into<String>,
+) -> Check {
+    if holds {
+        return Ok(());
+    }
+    Err(Problem { field, problem: problem(), remedy: remedy.into() })
+}
+
+/// A finite number above 0.
+fn positive(field: &'static str, value: f64, usual: &str) -> Check {
+    let holds = value.is_finite() && value > 0.0;
+    require(holds, field, || format!("{value} is not above 0"), format!("{usual} is usual"))
+}
+
+/// As [`positive`], where there is a value.
+fn positive_if(field: &'static str, value: Option<f64>, usual: &str) -> Check {
+    value.map_or(Ok(()), |value| positive(field, value, usual))
+}
+
+fn at_least_one(field: &'static str, value: usize, usual: &str) -> Check {
+    require(value > 0, field, || "0 is too few".to_string(), format!("{usual} is usual"))
+}
+
+/// A share in [0, 1).
+fn share(field: &'static str, value: f64, usual: &str) -> Check {
+    let remedy = format!("give a number from 0 to below 1; {usual} is usual");
+    require((0.0..1.0).contains(&value), field, || format!("{value} is not in [0, 1)"), remedy)
+}
+
+/// The first thing wrong with the settings.
+pub(super) fn check(settings: &Settings) -> Check {
+    check_data(&settings.data)?;
+    check_model(&settings.model, &settings.data)?;
+    check_steps(&settings.train)?;
+    check_optimizer(&settings.train)?;
+    check_device(&settings.device)
+}
+
+fn check_data(data: &DataSettings) -> Check {
+    require(
+        !data.target.trim().is_empty(),
+        "data.target",
+        || "is empty".to_string(),
+        "name a column of participants.tsv, such as age or sex",
+    )?;
+    positive("data.window_s", data.window_s, "2.0")?;
+    positive("data.stride_s", data.stride_s, "window_s, for windows that do not overlap,")?;
+    let offset = data.event_offset_s;
+    require(
+        offset.is_finite(),
+        "data.event_offset_s",
+        || format!("{offset} is no time"),
+        "give seconds, such as -0.5",
+    )?;
+    check_filters(data)?;
+    positive_if("data.clip", data.clip, "15.0")?;
+    require(
+        data.reference != Reference::Channels(Vec::new()),
+        "data.reference",
+        || "the list of channels is empty".to_string(),
+        "name at least one channel, or write \"average\" or \"recorded\"",
+    )?;
+    share("data.val_fraction", data.val_fraction, "0.15")?;
+    share("data.test_fraction", data.test_fraction, "0.15")?;
+    let held_out = data.val_fraction + data.test_fraction;
+    require(
+        held_out < 1.0,
+        "data.test_fraction",
+        || format!("val_fraction + test_fraction = {held_out} leaves no subject to train on"),
+        "make them sum to less than 1; 0.15 each is usual",
+    )?;
+    require(
+        data.folds != 1,
+        "data.folds",
+        || "one fold is no cross-validation".to_string(),
+        "give 2 or more folds, or 0 for a single split",
+    )
+}
+
+fn check_filters(data: &DataSettings) -> Check {
+    positive_if("data.resample_hz", data.resample_hz, "100.0")?;
+    positive_if("data.low_hz", data.low_hz, "0.5")?;
+    positive_if("data.high_hz", data.high_hz, "45.0")?;
+    if let Notch::Hz(hz) = data.notch_hz {
+        positive("data.notch_hz", hz, "50.0 or 60.0")?;
+    }
+    if let (Some(low), Some(high)) = (data.low_hz, data.high_hz) {
+        require(
+            low < high,
+            "data.high_hz",
+            || format!("the band from low_hz {low} to high_hz {high} is empty"),
+            "give a high_hz above low_hz",
+        )?;
+    }
+    if let (Some(high), Some(rate)) = (data.high_hz, data.resample_hz) {
+        require(
+            high < rate / 2.0,
+            "data.high_hz",
+            || format!("{high} Hz cannot be represented at resample_hz {rate}"),
+            format!("give a high_hz below {}, or a higher resample_hz", rate / 2.0),
+        )?;
+    }
+    Ok(())
+}
+
+fn check_model(model: &ModelSettings, data: &DataSettings) -> Check {
+    at_least_one("model.d_model", model.d_model, "128")?;
+    at_least_one("model.n_heads", model.n_heads, "8")?;
+    at_least_one("model.n_layers", model.n_layers, "6")?;
+    at_least_one("model.patch", model.patch, "4")?;
+    at_least_one("model.shallow_filters", model.shallow_filters, "40")?;
+    at_least_one("model.shallow_kernel", model.shallow_kernel, "25")?;
+    at_least_one("model.shallow_pool", model.shallow_pool, "75")?;
+    at_least_one("model.shallow_pool_stride", model.shallow_pool_stride, "15")?;
+    share("model.dropout", model.dropout, "0.1")?;
+    let (width, heads) = (model.d_model, model.n_heads);
+    require(
+        width.is_multiple_of(heads),
+        "model.d_model",
+        || format!("{width} is not divisible by n_heads {heads}"),
+        format!("give a multiple of {heads}, such as {}", width.div_ceil(heads) * heads),
+    )?;
+    require(
+        width / heads <= 128,
+        "model.n_heads",
+        || format!("each of {heads} heads would be {} wide, the limit is 128", width / heads),
+        format!("give at least {} heads that divide d_model {width}", width.div_ceil(128)),
+    )?;
+    check_window(model, data)
+}
+
+/// The window against the model's lengths in samples, where the rate is known beforehand.
+fn check_window(model: &ModelSettings, data: &DataSettings) -> Check {
+    let Some(rate) = data.resample_hz else { return Ok(()) };
+    let samples = (data.window_s * rate).round() as usize;
+    match model.name {
+        ModelName::EegFormer => require(
+            samples > 0 && samples.is_multiple_of(model.patch),
+            "model.patch",
+            || {
+                format!(
+                    "{} does not divide a window of {samples} samples ({} s at {rate} Hz)",
+                    model.patch, data.window_s
+                )
+            },
+            format!(
+                "give a patch of {}, or another data.window_s",
+                largest_divisor(samples, model.patch)
+            ),
+        ),
+        ModelName::Shallow => {
+            let least = model.shallow_kernel + model.shallow_pool - 1;
+            require(
+                samples >= least,
+                "model.shallow_pool",
+                || {
+                    format!(
+                        "kernel and pool need {least} samples, a window has {samples} ({} s at {rate} Hz)",
+                        data.window_s
+                    )
+                },
+                "give a longer data.window_s, or a shorter shallow_kernel or shallow_pool",
+            )
+        }
+    }
+}
+
+fn largest_divisor(of: usize, at_most: usize) -> usize {
+    (1..=at_most.min(of)).rev().find(|&length| of.is_multiple_of(length)).unwrap_or(1)
+}
+
+fn check_steps(train: &TrainSettings) -> Check {
+    require(
+        train.epochs > 0,
+        "train.epochs",
+        || "0 trains nothing".to_string(),
+        "give 1 or more; to end sooner set train.max_steps",
+    )?;
+    require(
+        train.max_steps != Some(0),
+        "train.max_steps",
+        || "0 trains nothing".to_string(),
+        "give 1 or more, or \"off\"",
+    )?;
+    require(
+        train.batch != Some(0),
+        "train.batch",
+        || "0 windows are no batch".to_string(),
+        "give 1 or more, or \"auto\"",
+    )?;
+    at_least_one("train.accumulation", train.accumulation, "1")?;
+    at_least_one("train.workers", train.workers, "2")?;
+    require(
+        train.threads != Some(0),
+        "train.threads",
+        || "0 threads compute nothing".to_string(),
+        "give 1 or more, or \"auto\" for all cores",
+    )?;
+    require(
+        train.patience != Some(0),
+        "train.patience",
+        || "0 would stop before the first epoch".to_string(),
+        "give 1 or more epochs, or \"off\"",
+    )?;
+    require(
+        train.unfreeze != Some(0),
+        "train.unfreeze",
+        || "0 epochs per layer unfreeze all at once".to_string(),
+        "give 1 or more epochs, or \"off\"",
+    )?;
+    require(
+        train.checkpoint_every_steps != Some(0),
+        "train.checkpoint_every_steps",
+        || "0 is no interval".to_string(),
+        "give 1 or more steps, or \"off\"",
+    )?;
+    positive_if("train.checkpoint_every_s", train.checkpoint_every_s, "600.0")?;
+    check_warmup(train)
+}
+
+fn check_warmup(train: &TrainSettings) -> Check {
+    match (train.warmup, train.max_steps) {
+        (Warmup::Fraction(part), _) => share("train.warmup", part, "0.05"),
+        (Warmup::Steps(steps), Some(total)) => require(
+            steps < total,
+            "train.warmup",
+            || format!("{steps} steps of warm-up never end in a run of max_steps {total}"),
+            format!("give fewer than {total} steps, or a share such as 0.05"),
+        ),
+        (Warmup::Steps(_), None) => Ok(()),
+    }
+}
+
+fn check_optimizer(train: &TrainSettings) -> Check {
+    positive("train.lr", train.lr, "0.001")?;
+    positive_if("train.head_lr", train.head_lr, "0.001")?;
+    require(
+        (0.0..=train.lr).contains(&train.min_lr),
+        "train.min_lr",
+        || format!("{} is not between 0 and lr {}", train.min_lr, train.lr),
+        "give a learning rate at or below train.lr; 0 is allowed",
+    )?;
+    let decay = train.weight_decay;
+    require(
+        decay.is_finite() && decay >= 0.0,
+        "train.weight_decay",
+        || format!("{decay} is negative or no number"),
+        "give 0 or more; 0.05 is usual",
+    )?;
+    let [beta1, beta2] = train.betas;
+    share("train.betas", beta1, "[0.9, 0.95]")?;
+    share("train.betas", beta2, "[0.9, 0.95]")?;
+    positive("train.eps", train.eps, "1e-8")?;
+    share("train.momentum", train.momentum, "0.9")?;
+    positive_if("train.clip", train.clip, "1.0")?;
+    share("train.label_smoothing", train.label_smoothing, "0.0 or 0.1")?;
+    let delta = train.min_delta;
+    require(
+        delta.is_finite() && delta >= 0.0,
+        "train.min_delta",
+        || format!("{delta} is negative or no number"),
+        "give 0 or more",
+    )?;
+    if let ClassWeights::Given(weights) = &train.class_weights {
+        require(
+            !weights.is_empty() && weights.iter().all(|w| w.is_finite() && *w > 0.0),
+            "train.class_weights",
+            || format!("{weights:?} are not all above 0"),
+            "give one number above 0 per class, or \"balanced\" or \"off\"",
+        )?;
+    }
+    if let Some(decay) = train.ema {
+        require(
+            decay > 0.0 && decay < 1.0,
+            "train.ema",
+            || format!("{decay} is not in (0, 1)"),
+            "0.999 is usual; \"off\" for no average",
+        )?;
+    }
+    Ok(())
+}
+
+fn check_device(device: &DeviceSettings) -> Check {
+    require(
+        device.memory.is_none_or(|limit| limit.0 > 0),
+        "device.memory",
+        || "0 bytes hold nothing".to_string(),
+        "give a size such as \"6GB\", or \"auto\"",
+    )?;
+    let twice = device
+        .route
+        .iter()
+        .enumerate()
+        .find(|(i, route)| device.route.iter().take(*i).any(|earlier| earlier.op == route.op));
+    require(
+        twice.is_none(),
+        "device.route",
+        || format!("{} is routed twice", twice.map_or("", |(_, route)| route.op.as_str())),
+        "name each op once",
+    )
+}
