@@ -52,6 +52,21 @@ impl Clock {
         }
     }
 
+    /// Onset and duration in memory of something that happened in the file's time. What lies in
+    /// gaps does not count towards the duration.
+    pub fn place(&self, onset_s: f64, duration_s: f64) -> (f64, f64) {
+        let placed_s = self.to_memory(onset_s);
+        if self.segments.len() < 2 || duration_s == 0.0 {
+            return (placed_s, duration_s);
+        }
+        (placed_s, (self.to_memory(onset_s + duration_s) - placed_s).max(0.0))
+    }
+
+    /// The file's time of the first sample.
+    pub fn start_s(&self) -> f64 {
+        self.segments.first().map_or(0.0, |segment| segment.file_s)
+    }
+
     /// Where two segments meet, seconds from the first sample in memory.
     pub fn boundaries_s(&self) -> impl Iterator<Item = f64> + '_ {
         self.segments.iter().skip(1).map(|s| s.memory_s)
@@ -72,7 +87,9 @@ mod tests {
         for (file, memory) in cases {
             assert_eq!(clock.to_memory(file), memory, "{file}");
         }
-        assert_eq!(clock.to_memory(0.0), -0.25);
+        assert_eq!((clock.to_memory(0.0), clock.start_s()), (-0.25, 0.25));
+        assert_eq!(clock.place(3.25, 8.0), (3.0, 2.0));
+        assert_eq!(Clock::from_records(&[0.5], 2.0, 1e-3).place(0.7, 0.1), (0.7 - 0.5, 0.1));
         assert_eq!(Clock::default().to_memory(17.5), 17.5);
     }
 }

@@ -19,10 +19,13 @@ pub(crate) use clock::Clock;
 /// Extensions of the files that can be opened, lower case, each naming one recording.
 pub const EXTENSIONS: &[&str] = &["edf", "bdf"];
 
+/// Stands for the unit of a signal whose calibration is missing from its file.
+pub(crate) const UNCALIBRATED: &str = "digital steps";
+
 /// A recording and what its file said that the recording in memory no longer shows.
 pub(crate) struct Decoded {
     pub recording: Recording,
-    /// Unit of each channel as its file writes it, "" where it gives none.
+    /// Unit of each channel as its file writes it, "" where it gives none, [`UNCALIBRATED`].
     pub units: Vec<String>,
     /// From the file's time to the recording's.
     pub clock: Clock,

@@ -7,7 +7,7 @@
 mod header;
 mod tal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -182,7 +182,7 @@ impl Edf {
         let of = |field: fn(&Signal) -> &String| -> Vec<String> {
             kept.iter().filter_map(|&i| signals.get(i)).map(|s| field(s).clone()).collect()
         };
-        let (labels, units) = (of(|s| &s.label), of(|s| &s.unit));
+        let (labels, mut units) = (of(|s| &s.label), of(|s| &s.unit));
         let (named, guessed) = label::identify(&labels, &units);
         if guessed {
             notes.push("no label names an electrode: its voltages are taken for EEG".to_string());
@@ -192,8 +192,9 @@ impl Edf {
             .zip(named)
             .filter_map(|(&i, (name, kind))| Some(self.channel(i, signals.get(i)?, name, kind)))
             .collect();
-        for (channel, i) in channels.iter().zip(&kept) {
+        for ((channel, unit), i) in channels.iter().zip(&mut units).zip(&kept) {
             if signals.get(*i).is_some_and(|s| s.gain().is_none()) {
+                *unit = super::UNCALIBRATED.to_string();
                 notes.push(format!(
                     "\"{}\" has an empty physical range: its values are the digital ones",
                     channel.name
@@ -283,11 +284,7 @@ impl Timeline {
         }
         let mut annotations: Vec<Annotation> = tals.annotations;
         for mark in &mut annotations {
-            let end_s = clock.to_memory(mark.onset_s + mark.duration_s);
-            mark.onset_s = clock.to_memory(mark.onset_s);
-            if header.variant.discontinuous {
-                mark.duration_s = (end_s - mark.onset_s).max(0.0);
-            }
+            (mark.onset_s, mark.duration_s) = clock.place(mark.onset_s, mark.duration_s);
         }
         let gap = |onset_s| Annotation { onset_s, duration_s: 0.0, text: "boundary".to_string() };
         annotations.extend(clock.boundaries_s().map(gap));

@@ -10,13 +10,13 @@ use crate::data::{ChannelKind, Recording};
 
 /// One signal of a file to write.
 #[derive(Clone)]
-struct Source {
-    label: &'static str,
-    unit: &'static str,
-    physical: (f64, f64),
-    digital: (i32, i32),
+pub(crate) struct Source {
+    pub label: &'static str,
+    pub unit: &'static str,
+    pub physical: (f64, f64),
+    pub digital: (i32, i32),
     /// Bytes of each record.
-    records: Vec<Vec<u8>>,
+    pub records: Vec<Vec<u8>>,
 }
 
 fn field(out: &mut Vec<u8>, width: usize, value: impl Display) {
@@ -27,7 +27,13 @@ fn field(out: &mut Vec<u8>, width: usize, value: impl Display) {
 }
 
 /// A whole file; `count` is what its header says about the number of records.
-fn file(sources: &[Source], reserved: &str, bdf: bool, count: i64, record_s: f64) -> Vec<u8> {
+pub(crate) fn file(
+    sources: &[Source],
+    reserved: &str,
+    bdf: bool,
+    count: i64,
+    record_s: f64,
+) -> Vec<u8> {
     let mut out = Vec::new();
     if bdf {
         out.extend(b"\xffBIOSEMI");
@@ -65,7 +71,7 @@ fn noise(rng: &mut Rng, samples: usize, width: usize) -> Vec<u8> {
     (0..samples * width).map(|_| rng.next_u32() as u8).collect()
 }
 
-fn eeg(label: &'static str, rng: &mut Rng, samples: usize, records: usize) -> Source {
+pub(crate) fn eeg(label: &'static str, rng: &mut Rng, samples: usize, records: usize) -> Source {
     Source {
         label,
         unit: "uV",
@@ -75,7 +81,7 @@ fn eeg(label: &'static str, rng: &mut Rng, samples: usize, records: usize) -> So
     }
 }
 
-fn annotations(lists: &[&[u8]], bytes: usize) -> Source {
+pub(crate) fn annotations(lists: &[&[u8]], bytes: usize) -> Source {
     let padded = |list: &&[u8]| {
         let mut list = list.to_vec();
         assert!(list.len() <= bytes);
