@@ -215,6 +215,32 @@ fn every_edf_sample() {
 }
 
 #[test]
+fn every_brainvision_and_eeglab_sample() {
+    let Some(root) = data("fixtures") else { return };
+    let mut compared = 0;
+    let paths: Vec<PathBuf> = recordings(&root, &["vhdr", "set"]);
+    against_oracle(&paths, |theirs, values| {
+        let place = format!("{} by {}", theirs.path.display(), theirs.reader);
+        let recording = Recording::open(&theirs.path).unwrap();
+        assert_eq!(recording.channels.len(), theirs.signals.len(), "{place}");
+        for (channel, other) in recording.channels.iter().zip(&theirs.signals) {
+            let theirs = values(&other.values);
+            let largest = theirs.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            assert_eq!((channel.sample_rate, channel.samples.len()), (other.rate, theirs.len()));
+            for (&a, &b) in channel.samples.iter().zip(&theirs) {
+                assert!(close(f64::from(a), b, largest), "{place} {}: {a} {b}", channel.name);
+            }
+            if !other.label.starts_with("EEG 0") {
+                assert_eq!(channel.name, other.label, "{place}");
+            }
+            compared += theirs.len();
+        }
+        same_marks(&recording.annotations, &theirs.annotations, &place);
+    });
+    eprintln!("{compared} samples compared");
+}
+
+#[test]
 fn names_and_kinds_of_the_fixtures() {
     let Some(root) = data("fixtures") else { return };
     let open = |name: &str| Recording::open(root.join(name)).unwrap();
@@ -238,6 +264,11 @@ fn names_and_kinds_of_the_fixtures() {
     let arithmetic = open("eegmat-500hz.edf");
     assert_eq!((arithmetic.channels[0].name.as_str(), arithmetic.duration_s()), ("Fp1", 60.0));
     assert_eq!(count(&arithmetic, ChannelKind::Ecg), 1);
+    let eeglab = open("eeglab_data.set");
+    assert_eq!((count(&eeglab, ChannelKind::Eeg), count(&eeglab, ChannelKind::Eog)), (30, 2));
+    let brainvision = open("test.vhdr");
+    assert_eq!(count(&brainvision, ChannelKind::Eeg), 26);
+    assert!(brainvision.notes[0].contains("CP5 (BS), CP6 (\u{b5}S)"), "{:?}", brainvision.notes);
 }
 
 #[test]
@@ -245,7 +276,9 @@ fn real_files_cut_or_damaged() {
     let Some(root) = data("fixtures") else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut rng = Rng::new(0x5eed, 0);
-    for name in ["duplicate-labels.edf", "biosemi-73ch.bdf", "mixed-rates.edf"] {
+    for name in
+        ["duplicate-labels.edf", "biosemi-73ch.bdf", "mixed-rates.edf", "eeglab-2021-layout.set"]
+    {
         let whole = std::fs::read(root.join(name)).unwrap();
         let copy = dir.path().join(name);
         for _ in 0..20 {
@@ -265,7 +298,7 @@ fn real_files_cut_or_damaged() {
     let unknown = dir.path().join("a.mp3");
     let message = Recording::open(&unknown).unwrap_err().to_string();
     assert!(
-        message.contains("no reader for '.mp3'") && message.contains(".edf, .bdf"),
+        message.contains("no reader for '.mp3'") && message.contains(".edf, .bdf, .vhdr, .set"),
         "{message}"
     );
     let message = Recording::open(dir.path().join("gone.edf")).unwrap_err().to_string();

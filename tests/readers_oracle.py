@@ -12,6 +12,7 @@ little-endian f64 values, and annotations as [onset, duration, text]. `expect` n
 
 import json
 import os
+import re
 import sys
 import warnings
 import zlib
@@ -58,11 +59,15 @@ def mne_signals(path):
         raw = mne.io.read_raw_brainvision(path)
     else:
         raw = mne.io.read_raw_eeglab(path)
-    data = raw.get_data()
-    # MNE stores volts, except for what is no voltage.
-    volts = [ch["unit"] == mne.io.constants.FIFF.FIFF_UNIT_V for ch in raw.info["chs"]]
+    # MNE stores SI units; the files' own are the header's, each with the prefix micro or none.
+    units = ["uV"] * len(raw.ch_names)
+    if path.endswith(".vhdr"):
+        lines = open(path, encoding="utf-8", errors="replace").read().split("[Comment]")[0]
+        lines = [line for line in lines.splitlines() if re.match(r"Ch\d+=", line)]
+        units = [(line.split(",") + [""] * 3)[3] or "uV" for line in lines]
+    micro = [unit[0] in "u\u00b5\u03bc" for unit in units]
     signals = [
-        (name, raw.info["sfreq"], data[i] * (1e6 if volts[i] else 1.0), None)
+        (name, raw.info["sfreq"], raw.get_data([i])[0] * (1e6 if micro[i] else 1.0), None)
         for i, name in enumerate(raw.ch_names)
     ]
     marks = [(float(a["onset"]), float(a["duration"]), a["description"]) for a in raw.annotations]

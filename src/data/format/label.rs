@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::data::ChannelKind;
+use crate::data::{Channel, ChannelKind};
 
 /// Sites of the 10-05 system (Oostenveld & Praamstra 2001) without their number, and the
 /// reference and ground sites beside them.
@@ -15,23 +15,53 @@ const SITES: &[&str] = &[
 /// References that recorders append to an electrode's name, as in "Fp1-REF".
 const REFERENCES: &[&str] = &["REF", "LE", "AR", "AVG", "AV", "CAR", "G2", "GND", "0"];
 
-/// Names and kinds of all channels of one file, by their labels. Files that name no electrode
-/// ("Ch1", "Ch2") have their voltages taken for EEG: the second value says so.
-pub(crate) fn identify(labels: &[String], units: &[String]) -> (Vec<(String, ChannelKind)>, bool) {
+/// Names and kinds of all channels of one file, by their labels, and notes of what was not
+/// certain. Files that name no electrode ("Ch1", "Ch2") have their voltages taken for EEG.
+pub(crate) fn identify(
+    labels: &[String],
+    units: &[String],
+) -> (Vec<(String, ChannelKind)>, Vec<String>) {
     let mut names: Vec<String> = labels.iter().map(|label| clean(label)).collect();
     number_duplicates(&mut names);
     let mut kinds: Vec<Option<ChannelKind>> = labels.iter().map(|label| kind(label)).collect();
     eyes_of_a_sleep_montage(labels, &mut kinds);
-    let guessed = !kinds.contains(&Some(ChannelKind::Eeg));
-    let mut used = false;
-    for ((kind, label), unit) in kinds.iter_mut().zip(labels).zip(units) {
-        if guessed && kind.is_none() && microvolts(unit).is_some() && !is_auxiliary(label) {
+    let nameless = !kinds.contains(&Some(ChannelKind::Eeg));
+    let (mut guessed, mut odd) = (0, Vec::new());
+    for (((kind, label), unit), name) in kinds.iter_mut().zip(labels).zip(units).zip(&names) {
+        let volts = microvolts(unit).is_some();
+        if nameless && kind.is_none() && volts && !is_auxiliary(label) {
             *kind = Some(ChannelKind::Eeg);
-            used = true;
+            guessed += 1;
+        } else if *kind == Some(ChannelKind::Eeg) && !volts && !unit.is_empty() {
+            *kind = Some(ChannelKind::Misc);
+            odd.push(format!("{name} ({unit})"));
         }
     }
+    let mut notes = Vec::new();
+    if guessed > 0 {
+        notes.push(format!("no label names an electrode: {guessed} voltages are taken for EEG"));
+    }
+    if !odd.is_empty() {
+        notes.push(format!(
+            "named like electrodes but no voltages, kept out of the EEG: {}",
+            odd.join(", ")
+        ));
+    }
     let kinds = kinds.into_iter().map(|kind| kind.unwrap_or(ChannelKind::Misc));
-    (names.into_iter().zip(kinds).collect(), used)
+    (names.into_iter().zip(kinds).collect(), notes)
+}
+
+/// A note where samples that were stored as floats are no numbers.
+pub(crate) fn not_finite(channels: &[Channel]) -> Option<String> {
+    let count = |c: &Channel| c.samples.iter().filter(|v| !v.is_finite()).count();
+    let (total, names) = channels.iter().map(|c| (count(c), &c.name)).filter(|(n, _)| *n > 0).fold(
+        (0, Vec::new()),
+        |(total, mut names), (n, name)| {
+            names.push(name.as_str());
+            (total + n, names)
+        },
+    );
+    (total > 0).then(|| format!("{total} samples are not finite, in: {}", names.join(", ")))
 }
 
 /// E1 and E2 are eye leads in sleep montages (AASM), electrodes in the nets that also have an E3.
@@ -141,7 +171,8 @@ fn is_auxiliary(label: &str) -> bool {
 /// µV in one `unit`, None where it is not a voltage.
 pub(crate) fn microvolts(unit: &str) -> Option<f64> {
     // MICRO SIGN and GREEK SMALL LETTER MU look the same and are both written.
-    let unit = unit.trim().replace(['\u{b5}', '\u{3bc}'], "u");
+    // U+FFFD is what is left of either where a program before us read it in the wrong encoding.
+    let unit = unit.trim().replace(['\u{b5}', '\u{3bc}', '\u{fffd}'], "u");
     match unit.as_str() {
         "V" | "v" | "Volt" | "Volts" | "volt" | "volts" => Some(1e6),
         "mV" | "mv" | "millivolt" | "millivolts" => Some(1e3),
@@ -200,16 +231,21 @@ mod tests {
     #[test]
     fn unknown_voltages_are_eeg_only_where_nothing_else_is() {
         let strings = |list: &[&str]| list.iter().map(|s| s.to_string()).collect::<Vec<_>>();
-        let (named, used) = identify(&strings(&["Ch1", "Ch2", "AUX1"]), &strings(&["uV"; 3]));
-        assert!(used);
+        let (named, notes) = identify(&strings(&["Ch1", "Ch2", "AUX1"]), &strings(&["uV"; 3]));
+        assert!(notes[0].contains("2 voltages are taken for EEG"), "{notes:?}");
         let kinds: Vec<_> = named.iter().map(|n| n.1).collect();
         assert_eq!(kinds, [ChannelKind::Eeg, ChannelKind::Eeg, ChannelKind::Misc]);
-        let (named, used) = identify(&strings(&["Ch1", "Cz"]), &strings(&["uV"; 2]));
-        assert!(!used && named.iter().map(|n| n.1).eq([ChannelKind::Misc, ChannelKind::Eeg]));
+        let (named, notes) = identify(&strings(&["Ch1", "Cz"]), &strings(&["uV"; 2]));
+        assert!(
+            notes.is_empty() && named.iter().map(|n| n.1).eq([ChannelKind::Misc, ChannelKind::Eeg])
+        );
         let (named, _) = identify(&strings(&["E1", "E2-M1", "C3"]), &strings(&["uV"; 3]));
         assert!(named.iter().take(2).all(|n| n.1 == ChannelKind::Eog));
         let (named, _) = identify(&strings(&["E1", "E2", "E3"]), &strings(&["uV"; 3]));
         assert!(named.iter().all(|n| n.1 == ChannelKind::Eeg));
+        let (named, notes) = identify(&strings(&["Cz", "CP5"]), &strings(&["uV", "BS"]));
+        assert_eq!(named[1].1, ChannelKind::Misc);
+        assert!(notes[0].contains("CP5 (BS)"), "{notes:?}");
     }
 
     #[test]

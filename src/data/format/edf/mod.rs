@@ -183,10 +183,8 @@ impl Edf {
             kept.iter().filter_map(|&i| signals.get(i)).map(|s| field(s).clone()).collect()
         };
         let (labels, mut units) = (of(|s| &s.label), of(|s| &s.unit));
-        let (named, guessed) = label::identify(&labels, &units);
-        if guessed {
-            notes.push("no label names an electrode: its voltages are taken for EEG".to_string());
-        }
+        let (named, guesses) = label::identify(&labels, &units);
+        notes.extend(guesses);
         let channels: Vec<Channel> = kept
             .par_iter()
             .zip(named)
