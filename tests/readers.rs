@@ -241,6 +241,80 @@ fn every_brainvision_and_eeglab_sample() {
 }
 
 #[test]
+fn matlab_73_files_of_h5py() {
+    let Some(python) = python() else { return };
+    let out = tempfile::tempdir().unwrap();
+    let mut command = Command::new(&python);
+    if !command.arg(oracle()).arg("write73").arg(out.path()).arg("73").status().unwrap().success() {
+        eprintln!("skipped: {python} has no h5py");
+        return;
+    }
+    for name in ["contiguous", "deflated", "checked"] {
+        let path = out.path().join(name).with_extension("set");
+        let recording = Recording::open(&path).unwrap();
+        let bytes = std::fs::read(path.with_extension("f64")).unwrap();
+        let expect: Vec<f32> = bytes
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32)
+            .collect();
+        assert_eq!(recording.channels.len(), 7);
+        for (i, channel) in recording.channels.iter().enumerate() {
+            let expect: Vec<f32> = expect.iter().skip(i).step_by(7).copied().collect();
+            assert_eq!(channel.samples, expect, "{name} {i}");
+            assert_eq!(
+                (channel.name.as_str(), channel.sample_rate),
+                (&*format!("E{}", i + 1), 250.0)
+            );
+            assert_eq!(channel.kind, ChannelKind::Eeg);
+        }
+        let marks: Vec<_> =
+            (0..40).map(|i| (f64::from(i) * 0.1, 0.0, format!("mark {i}"))).collect();
+        same_marks(&recording.annotations, &marks, name);
+        let whole = std::fs::read(&path).unwrap();
+        damaged_copies(&whole, whole.len(), &path);
+    }
+}
+
+/// Cuts and changes a file's bytes below `reach`: errors are fine, a panic is not.
+fn damaged_copies(whole: &[u8], reach: usize, path: &Path) {
+    let mut rng = Rng::new(0x5eed, whole.len() as u64);
+    for _ in 0..20 {
+        std::fs::write(path, &whole[..rng.below(whole.len())]).unwrap();
+        let message = Recording::open(path).unwrap_err().to_string();
+        let name = path.file_name().unwrap().to_string_lossy();
+        assert!(message.contains(&*name) && message.contains("remedy: "), "{message}");
+    }
+    for round in 0..100 {
+        let mut bytes = whole.to_vec();
+        for _ in 0..1 + round % 8 {
+            bytes[rng.below(reach)] = rng.next_u32() as u8;
+        }
+        std::fs::write(path, &bytes).unwrap();
+        let _ = Recording::open(path);
+    }
+}
+
+#[test]
+fn matlab_73_file_of_matlab() {
+    let Some(root) = data("fixtures") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let set = dir.path().join("eeglab-v73.set");
+    std::fs::copy(root.join("eeglab-v73.set"), &set).unwrap();
+    let message = Recording::open(&set).unwrap_err().to_string();
+    assert!(message.contains("test_raw.fdt, which is not beside the .set"), "{message}");
+    std::fs::copy(root.join("eeglab_data.fdt"), set.with_extension("fdt")).unwrap();
+    let (v73, v5) = (Recording::open(&set), Recording::open(root.join("eeglab_data.set")));
+    let (v73, v5) = (v73.unwrap(), v5.unwrap());
+    // The same recording, saved without the electrodes' names.
+    assert_eq!((v73.channels.len(), v73.annotations), (v5.channels.len(), v5.annotations));
+    for (a, b) in v73.channels.iter().zip(&v5.channels) {
+        assert_eq!((a.sample_rate, &a.samples), (b.sample_rate, &b.samples));
+    }
+    let whole = std::fs::read(root.join("eeglab-v73.set")).unwrap();
+    damaged_copies(&whole, 8192, &set);
+}
+
+#[test]
 fn names_and_kinds_of_the_fixtures() {
     let Some(root) = data("fixtures") else { return };
     let open = |name: &str| Recording::open(root.join(name)).unwrap();
@@ -275,25 +349,11 @@ fn names_and_kinds_of_the_fixtures() {
 fn real_files_cut_or_damaged() {
     let Some(root) = data("fixtures") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut rng = Rng::new(0x5eed, 0);
-    for name in
-        ["duplicate-labels.edf", "biosemi-73ch.bdf", "mixed-rates.edf", "eeglab-2021-layout.set"]
-    {
+    let names =
+        ["duplicate-labels.edf", "biosemi-73ch.bdf", "mixed-rates.edf", "eeglab-2021-layout.set"];
+    for name in names {
         let whole = std::fs::read(root.join(name)).unwrap();
-        let copy = dir.path().join(name);
-        for _ in 0..20 {
-            std::fs::write(&copy, &whole[..rng.below(whole.len())]).unwrap();
-            let message = Recording::open(&copy).unwrap_err().to_string();
-            assert!(message.contains(name) && message.contains("remedy: "), "{message}");
-        }
-        for _ in 0..40 {
-            let mut bytes = whole.clone();
-            for _ in 0..4 {
-                bytes[rng.below(2000)] = rng.next_u32() as u8;
-            }
-            std::fs::write(&copy, &bytes).unwrap();
-            let _ = Recording::open(&copy);
-        }
+        damaged_copies(&whole, 2000, &dir.path().join(name));
     }
     let unknown = dir.path().join("a.mp3");
     let message = Recording::open(&unknown).unwrap_err().to_string();

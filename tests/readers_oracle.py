@@ -3,6 +3,7 @@
     python3 readers_oracle.py libraries             names the readers that can be imported here
     python3 readers_oracle.py dump OUT FILE...      every sample, into the folder OUT
     python3 readers_oracle.py expect ROOT FILE...   readers_expected.tsv, on standard output
+    python3 readers_oracle.py write73 OUT SEED      EEGLAB datasets as MATLAB 7.3 files, with h5py
 
 Readers: edfio and pyedflib for EDF and BDF (physical and digital values), mne for BrainVision
 (microvolts) and EEGLAB (whose signals mne takes to be microvolts). `dump` writes OUT/index.jsonl,
@@ -144,10 +145,61 @@ def expect(root, paths):
             print(f"{name}\tannotation\t{onset:.9g}\t{duration:.9g}\t{text}")
 
 
+def write73(out, seed):
+    """OUT/<storage>.set and the samples in OUT/<storage>.f64, `[time, channels]`."""
+    import h5py
+
+    rng = np.random.default_rng(seed)
+    layouts = {
+        "contiguous": {},
+        "deflated": {"compression": "gzip", "chunks": (100, 3), "shuffle": True},
+        "checked": {"chunks": (64, 7), "fletcher32": True},
+    }
+    for name, storage in layouts.items():
+        path = os.path.join(out, name + ".set")
+        data = rng.normal(0, 50, (1001, 7)).astype("f4" if name == "deflated" else "f8")
+        data.astype("<f8").tofile(os.path.join(out, name + ".f64"))
+        with h5py.File(path, "w", userblock_size=512) as file:
+            root = file if name == "checked" else file.create_group("EEG")
+
+            def put(group, key, values, kind):
+                group[key] = values
+                group[key].attrs["MATLAB_class"] = np.bytes_(kind)
+                return group[key]
+
+            def text(group, key, words):
+                units = np.array([[ord(c)] for c in words], dtype="u2")
+                return put(group, key, units, "char")
+
+            def structs(key, fields):
+                group = root.create_group(key)
+                group.attrs["MATLAB_class"] = np.bytes_("struct")
+                for field, targets in fields.items():
+                    references = np.array([[t.ref] for t in targets], dtype=h5py.ref_dtype)
+                    group.create_dataset(field, data=references, dtype=h5py.ref_dtype)
+
+            root.create_dataset("data", data=data, **storage)
+            root["data"].attrs["MATLAB_class"] = np.bytes_("double")
+            for key, value in {"nbchan": 7, "pnts": 1001, "trials": 1, "srate": 250}.items():
+                put(root, key, np.array([[float(value)]]), "double")
+            pool = file.create_group("#refs#")
+            labels = [text(pool, f"l{i}", f"E{i + 1}") for i in range(7)]
+            structs("chanlocs", {"labels": labels})
+            kinds = [text(pool, f"t{i}", f"mark {i}") for i in range(40)]
+            times = [put(pool, f"s{i}", np.array([[25.0 * i + 1]]), "double") for i in range(40)]
+            structs("event", {"type": kinds, "latency": times})
+            empty = put(root, "ref", np.array([0, 0], dtype="u8"), "char")
+            empty.attrs["MATLAB_empty"] = np.uint8(1)
+        with open(path, "r+b") as file:
+            file.write(b"MATLAB 7.3 MAT-file, written by a test")
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "libraries":
         print(" ".join(installed()))
     elif sys.argv[1] == "dump":
         dump(sys.argv[2], sys.argv[3:])
+    elif sys.argv[1] == "write73":
+        write73(sys.argv[2], int(sys.argv[3]))
     else:
         expect(sys.argv[2], sys.argv[3:])

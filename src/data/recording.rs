@@ -67,7 +67,7 @@ pub struct Recording {
 
 impl Recording {
     /// Reads a recording; the extension of its name tells the format
-    /// ([`format::EXTENSIONS`](super::format::EXTENSIONS)).
+    /// ([`format::EXTENSIONS`]).
     ///
     /// # Errors
     /// The file cannot be read, no reader knows its extension, its signal was never downloaded

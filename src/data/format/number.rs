@@ -6,6 +6,10 @@ use rayon::prelude::*;
 /// multiplexed block is read from memory once per group instead of once per channel.
 const GROUP: usize = 16;
 
+/// Moments taken apart together: the cache lines of a group's part of them stay in the first
+/// level cache while its channels are written one after the other.
+const TILE: usize = 128;
+
 /// A stored number type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Number {
@@ -97,15 +101,16 @@ fn multiplexed<const N: usize>(
 ) -> Vec<Vec<f32>> {
     let frame = (scales.len() * N).max(1);
     let groups = scales.par_chunks(GROUP).enumerate().map(|(group, scales)| {
-        let start = group * GROUP * N;
         let points = bytes.len() / frame;
         let mut channels: Vec<Vec<f32>> =
             scales.iter().map(|_| Vec::with_capacity(points)).collect();
-        for moment in bytes.chunks_exact(frame) {
-            let part = moment.get(start..start + scales.len() * N).unwrap_or_default();
-            for ((channel, scale), &word) in channels.iter_mut().zip(scales).zip(part.as_chunks().0)
-            {
-                channel.push((read(word) * scale) as f32);
+        for tile in bytes.chunks(frame * TILE) {
+            for (i, (channel, scale)) in channels.iter_mut().zip(scales).enumerate() {
+                let start = (group * GROUP + i) * N;
+                let words = tile.chunks_exact(frame).map(|moment| {
+                    moment.get(start..).and_then(|m| m.first_chunk()).copied().unwrap_or([0; N])
+                });
+                channel.extend(words.map(|word| (read(word) * scale) as f32));
             }
         }
         channels

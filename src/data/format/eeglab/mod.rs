@@ -4,9 +4,12 @@
 //! written them since 2021, at the root. Signals are in µV by EEGLAB's convention.
 //!
 //! # Layout
-//! `mat5` reads MAT files, `value` is what they hold; here is what EEGLAB means by it.
+//! `mat5` reads MAT files up to version 7, `mat73` and `hdf5` those of 7.3, `value` is what they
+//! hold; here is what EEGLAB means by it.
 
+mod hdf5;
 mod mat5;
+mod mat73;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -19,6 +22,10 @@ use crate::data::{Annotation, Channel, ChannelKind, Recording};
 use crate::{Error, Result};
 use mat5::Mat;
 use value::{Array, Value};
+
+/// Variables and fields that are read; a file holds many more.
+const FIELDS: &[&str] =
+    &["EEG", "data", "datfile", "nbchan", "pnts", "trials", "srate", "chanlocs", "event"];
 
 /// What EEGLAB takes every signal to be in.
 const UNIT: &str = "uV";
@@ -36,23 +43,22 @@ pub fn read(path: &Path) -> Result<Recording> {
 pub(crate) fn decode(path: &Path) -> Result<Decoded> {
     pointer::check(path)?;
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    if bytes.starts_with(b"MATLAB 7.3") || bytes.get(512..516) == Some(b"\x89HDF") {
-        return Err(Error::input(
-            path.display(),
-            "is a MAT file of version 7.3 (HDF5), which has no reader here",
-            "save it again in EEGLAB with pop_saveset(EEG, ..., 'version', '7') or '-v6'",
-        ));
-    }
-    let mat = Mat::open(&bytes).map_err(|problem| {
+    let damaged = |problem: String| {
         let remedy = "copy the file again; a dataset can be saved anew with EEGLAB's pop_saveset";
         Error::input(path.display(), problem, remedy)
-    })?;
-    let (variables, unreadable) = mat.variables();
+    };
     let mut notes = Vec::new();
-    if unreadable > 0 {
-        notes.push(format!("{unreadable} variables of the file could not be read"));
-    }
-    let mut variables = variables;
+    let mat;
+    let mut variables = if hdf5::is_hdf5(&bytes) {
+        mat73::variables(&bytes, FIELDS).map_err(damaged)?
+    } else {
+        mat = Mat::open(&bytes).map_err(damaged)?;
+        let (variables, unreadable) = mat.variables();
+        if unreadable > 0 {
+            notes.push(format!("{unreadable} variables of the file could not be read"));
+        }
+        variables
+    };
     let root = match variables.iter().position(|(name, _)| name == "EEG") {
         Some(place) => variables.swap_remove(place).1,
         None => {

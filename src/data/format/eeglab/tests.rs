@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 
-use super::read;
+use super::value::Value;
+use super::{mat73, read};
 use crate::data::rng::Rng;
 use crate::data::{ChannelKind, Recording};
 
@@ -299,6 +300,30 @@ fn nesting_without_end() {
     fields.push(("etc", var));
     let recording = Files::new(&mat(&fields, false, false)).read();
     check(&recording, &samples);
+}
+
+/// EEGLAB's time axis, which MATLAB stored in deflated chunks: milliseconds at 128 Hz.
+#[test]
+fn chunks_of_matlab() {
+    let root = match std::env::var_os("ENGINE_TEST_DATA") {
+        Some(root) => PathBuf::from(root),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
+    };
+    let path = root.join("fixtures/eeglab-v73.set");
+    let Ok(bytes) = fs::read(&path) else {
+        eprintln!("skipped: {} is not here", path.display());
+        return;
+    };
+    let variables = mat73::variables(&bytes, &["EEG", "times"]).unwrap();
+    let Some(Value::Numbers(times)) = variables[0].1.field("times") else {
+        panic!("no numbers: {variables:?}");
+    };
+    assert_eq!(times.dims, [1, 30504]);
+    let values = times.number.values(&times.bytes, times.big_endian);
+    assert_eq!(values.len(), 30504);
+    for (i, value) in values.iter().enumerate() {
+        assert!((value - i as f64 * 1000.0 / 128.0).abs() < 1e-6, "{i}: {value}");
+    }
 }
 
 proptest! {
