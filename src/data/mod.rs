@@ -5,6 +5,7 @@
 //! `filter`, `resample`, `preprocess` -> `window` -> `cache` -> `split`, `sampler`, `augment`.
 //! `synth/` writes generated datasets that walk the same way.
 
+pub mod bids;
 pub mod format;
 pub mod montage;
 pub mod recording;

@@ -1,6 +1,9 @@
 //! One recording in memory, whatever file format it came from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use super::format;
+use crate::Result;
 
 /// What a channel measures. Only [`ChannelKind::Eeg`] channels reach a model by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,4 +61,29 @@ pub struct Recording {
     pub channels: Vec<Channel>,
     /// Marks, by onset. Gaps of a discontinuous file appear as "boundary".
     pub annotations: Vec<Annotation>,
+    /// What a reader had to decide or pass over, one sentence each, for the run's log.
+    pub notes: Vec<String>,
+}
+
+impl Recording {
+    /// Reads a recording; the extension of its name tells the format
+    /// ([`format::EXTENSIONS`]).
+    ///
+    /// # Errors
+    /// The file cannot be read, no reader knows its extension, its signal was never downloaded
+    /// (a git-annex or git-lfs pointer), or it is not what its format asks for.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(format::decode(path.as_ref())?.recording)
+    }
+
+    /// The channel of that name.
+    pub fn channel(&self, name: &str) -> Option<&Channel> {
+        self.channels.iter().find(|channel| channel.name == name)
+    }
+
+    /// Length in seconds: that of the longest channel.
+    pub fn duration_s(&self) -> f64 {
+        let seconds = self.channels.iter().map(|c| c.samples.len() as f64 / c.sample_rate);
+        seconds.fold(0.0, f64::max)
+    }
 }
