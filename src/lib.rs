@@ -7,6 +7,16 @@
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
 
+/// Where the numbers are worked on.
+pub mod backend {
+    /// The processor.
+    pub mod cpu {
+        /// What needs `unsafe` on the processor.
+        pub mod simd {
+            pub mod map;
+        }
+    }
+}
 pub mod config;
 pub mod data;
 mod error;
