@@ -74,6 +74,12 @@ fn windows(criterion: &mut Criterion) {
             black_box((&out, done.is_ok()));
         });
     });
+    group.bench_function("read 129 x 200, again and again", |bench| {
+        bench.iter(|| {
+            let done = cache.read_window(3, 1234, &mut out);
+            black_box((&out, done.is_ok()));
+        });
+    });
     group.throughput(Throughput::Elements(64));
     let mut batch = vec![0.0f32; 64 * CHANNELS * WINDOW];
     let mut chosen = vec![draw(); 64];

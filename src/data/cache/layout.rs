@@ -22,7 +22,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "cache files are mapped as
 /// Changes whenever these bytes, or what preprocessing makes of a recording, change.
 pub(crate) const VERSION: u32 = 1;
 /// Samples of one channel that lie side by side.
-pub(crate) const TILE: usize = 128;
+pub(crate) const TILE: usize = 64;
 pub(super) const ALIGN: usize = 64;
 pub(super) const HEADER: usize = 64;
 pub(super) const FOOTER: usize = 16;

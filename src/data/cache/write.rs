@@ -36,11 +36,6 @@ impl<W: Write + Seek> Writer<W> {
         Ok(offset)
     }
 
-    /// Bytes written so far.
-    pub(crate) fn written(&self) -> u64 {
-        self.offset
-    }
-
     /// Writes index, footer and header, flushes, and gives the output back.
     pub(crate) fn finish(mut self, key: u128, index: &Index) -> io::Result<W> {
         let json = serde_json::to_vec(index)?;
@@ -161,7 +156,7 @@ mod tests {
             for block in &blocks {
                 assert_eq!(writer.block(block)? % 64, 0);
             }
-            Ok(writer.written())
+            Ok(writer.offset)
         };
         let needed = run(1 << 20).unwrap() as usize;
         assert_eq!(needed, 64 + 128 + 64 + 1024);
