@@ -226,12 +226,9 @@ fn deal(order: &[usize], shares: [f64; 3]) -> [Vec<usize>; 3] {
     let mut parts: [Vec<usize>; 3] = Default::default();
     for (dealt, &i) in order.iter().enumerate() {
         let lag = |p: usize| shares[p] * (dealt + 1) as f64 - parts[p].len() as f64;
-        let mut most = 0;
-        for p in 1..3 {
-            if shares[p] > 0.0 && lag(p) > lag(most) {
-                most = p;
-            }
-        }
+        // Of equal lags the first part's counts: training's.
+        let behind = |a: usize, b: usize| if lag(b) > lag(a) { b } else { a };
+        let most = [1, 2].into_iter().filter(|&p| shares[p] > 0.0).fold(0, behind);
         parts[most].push(i);
     }
     parts

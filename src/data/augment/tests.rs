@@ -226,7 +226,8 @@ fn mixup_mixes_windows_and_labels_alike() {
 
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
-    let bad: [(&str, fn(&mut Settings)); 5] = [
+    type Spoil = fn(&mut Settings);
+    let bad: [(&str, Spoil); 5] = [
         ("sign_flip", |s| s.sign_flip = 1.1),
         ("band_stop_hz", |s| s.band_stop_hz = f64::NAN),
         ("amplitude_scale_max", |s| s.amplitude_scale_max = 0.5),

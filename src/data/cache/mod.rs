@@ -337,3 +337,6 @@ impl From<Entry> for CachedRecording {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ mod robust;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -192,9 +193,8 @@ fn filter_and_resample(
     // Bits of a positive number order as the number does.
     let mut chains: BTreeMap<u64, Chain> = BTreeMap::new();
     for row in rows.iter() {
-        if !chains.contains_key(&row.rate.to_bits()) {
-            let chain = chain(row, settings, annotations, place, &mut notes)?;
-            chains.insert(row.rate.to_bits(), chain);
+        if let Entry::Vacant(entry) = chains.entry(row.rate.to_bits()) {
+            entry.insert(chain(row, settings, annotations, place, &mut notes)?);
         }
     }
     let buffers = || (Workspace::default(), Vec::new());

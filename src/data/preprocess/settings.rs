@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_by_field() {
-        let bad: [(&str, fn(&mut Settings)); 9] = [
+        type Spoil = fn(&mut Settings);
+        let bad: [(&str, Spoil); 9] = [
             ("kinds", |s| s.kinds = vec!["eegg".into()]),
             ("kinds", |s| s.kinds.clear()),
             ("high_pass_hz", |s| s.high_pass_hz = 46.0),
