@@ -10,7 +10,6 @@
 //! - [`backend`]: machines: memory, queues, the CPU reference, the null device
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
-//! - [`train`]: schedule, early stopping, run folders, checkpoints, signals
 //! - [`cli`]: the commands of the program `engine` and their output
 
 pub mod backend;

@@ -5,11 +5,20 @@
 //! `filter`, `resample`, `preprocess` -> `window` -> `cache` -> `split`, `sampler`, `augment`.
 //! `synth/` writes generated datasets that walk the same way.
 
+pub mod augment;
 pub mod bids;
+pub mod cache;
+pub mod filter;
 pub mod format;
 pub mod montage;
+pub mod prepare;
+pub mod preprocess;
 pub mod recording;
+pub mod resample;
 pub mod rng;
+pub mod sampler;
+pub mod split;
 pub mod synth;
+pub mod window;
 
 pub use recording::{Annotation, Channel, ChannelKind, Recording};
