@@ -98,8 +98,9 @@ impl Gemm {
     /// Rows of one piece of work: whole products where there are several.
     fn rows_per_piece(&self) -> usize {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
-        // About 4 MFLOP a piece, or every thread packs B for too little work; no more than 32.
-        (2_000_000 / (n * k).max(1)).max(m.div_ceil(32)).clamp(1, m.max(1)).next_multiple_of(8)
+        // Every piece packs B for itself: below some 16 MFLOP, or 64 rows, that is what it does
+        // most of the time.
+        (8_000_000 / (n * k).max(1)).clamp(64, m.max(64)).next_multiple_of(16)
     }
 }
 
