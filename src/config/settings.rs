@@ -103,7 +103,7 @@ impl Default for DataSettings {
             resample_hz: Some(100.0),
             reference: Reference::Average,
             bad_channels: BadChannels::Interpolate,
-            scale: Scale::Robust,
+            scale: Scale::Recording,
             clip: Some(15.0),
             cache_dir: None,
             val_fraction: 0.15,

@@ -51,13 +51,13 @@ choice! {
     }
 }
 choice! {
-    /// How samples in µV become numbers near 1.
+    /// How samples in µV become numbers near 1, after each channel's median was subtracted.
     Scale {
-        /// Median and interquartile range of each channel of the recording.
-        Robust = "robust",
-        /// Mean and standard deviation of each channel of the recording.
-        ZScore = "zscore",
-        /// One factor for all: 1 unit is 100 µV.
+        /// All channels of a recording by its median channel's robust deviation (IQR / 1.349).
+        Recording = "recording",
+        /// Each channel of a recording by its own robust deviation.
+        Channel = "channel",
+        /// One factor for all recordings: 1 unit is 10 µV.
         Fixed = "fixed",
     }
 }

@@ -1,13 +1,20 @@
 //! Training: recorded steps, and what a run leaves on disk.
 //!
 //! # Layout
-//! [`step`] one update as a recording; [`schedule`] the learning rate by step, [`early_stop`] when
-//! to stop; [`run_dir`] the run's folder, [`checkpoint_file`] tensors in it; [`signal`] Ctrl-C and
-//! termination.
+//! [`dataset`] settings to windows, [`target`] their labels; [`step`] one update as a recording;
+//! [`fit`] the loop around it, [`schedule`] its learning rate, [`early_stop`] its end, [`signal`]
+//! Ctrl-C; [`run_dir`] the run's folder, [`checkpoint_file`] tensors in a file, [`state`] which;
+//! [`results`] predictions, scores and the report.
 
 pub mod checkpoint_file;
+pub mod dataset;
 pub mod early_stop;
+pub mod fit;
+pub mod planner;
+pub mod results;
 pub mod run_dir;
 pub mod schedule;
 pub mod signal;
+pub mod state;
 pub mod step;
+pub mod target;

@@ -1,0 +1,345 @@
+//! `engine train`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::args::TrainArgs;
+use super::console::{self, Console};
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::config::{self, DeviceName, Resolved, Settings};
+use crate::data::split::{Part, Split, Strata, by_fractions, k_fold};
+use crate::data::window::Window;
+use crate::metrics::Scores;
+use crate::report::{Fold, Report};
+use crate::train::dataset::{self, Dataset};
+use crate::train::fit::{Ended, Fit, curves, step_spec, windows_of};
+use crate::train::results::{self, Collected};
+use crate::train::run_dir::{RunDir, RunPaths};
+use crate::train::signal;
+use crate::train::state::{About, Loaded};
+use crate::{Error, Result};
+
+/// Memory of a CPU run when nothing is said: what the machine has free.
+fn free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
+    let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib << 10)
+}
+
+/// The device of the settings.
+///
+/// # Errors
+/// [`Error::Input`] for a device this build has no kernels for.
+pub fn device(settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>> {
+    let d = &settings.device;
+    if matches!(d.device, DeviceName::Cuda | DeviceName::Hip) {
+        let problem = format!("this build has no kernels for {}", d.device);
+        let remedy = "use --device cpu, or auto; `engine devices` says what was found";
+        return Err(Error::input(format!("--device {}", d.device), problem, remedy));
+    }
+    let limit = d.memory.map_or_else(free_memory, |bytes| bytes.0);
+    let cpu = Cpu::new(settings.train.threads.unwrap_or(0), limit)?;
+    let arch = cpu.arch();
+    console.say(&format!("device {} with {} threads", arch.name, arch.units));
+    if settings.train.amp != config::Amp::Off {
+        let amp = settings.train.amp;
+        console.warn(&format!("--amp {amp} is for GPUs: the CPU computes in f32"));
+    }
+    Ok(Arc::new(cpu))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever is wrong with settings, data, files or the training itself.
+pub fn run(args: &TrainArgs, console: &Console) -> Result<bool> {
+    signal::install()?;
+    let (resolved, run, resume) = match &args.resume {
+        Some(dir) => {
+            let run = RunDir::resume(dir)?;
+            let flags = args.assignments()?;
+            let resolved = config::resolve(Some(&run.paths.config()), &flags, None)?;
+            (resolved, run, true)
+        }
+        None => {
+            let flags = args.assignments()?;
+            let file = args.settings.config.as_deref();
+            let resolved = config::resolve(file, &flags, Some("cpu"))?;
+            check_paths(&resolved.settings)?;
+            let s = &resolved.settings;
+            let run = RunDir::create(s.run.dir.as_deref(), s.model.name.word(), &s.data.target)?;
+            results::write_text(&run.paths.config(), &resolved.to_toml()?)?;
+            (resolved, run, false)
+        }
+    };
+    console.log_to(&run.paths.log())?;
+    let session = Session { resolved: &resolved, paths: &run.paths, console, resume };
+    let ended = session.run()?;
+    if ended == Ended::Interrupted {
+        let dir = run.paths.root().display();
+        let text = format!("stopped and saved; go on with: engine train --resume {dir}");
+        console.finish(&text, &json!({ "interrupted": true, "run": run.paths.root() }));
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Wrong paths are reported before a run's folder is made.
+fn check_paths(settings: &Settings) -> Result<()> {
+    if let Some(dir) = settings.data.dir.as_ref().filter(|dir| !dir.is_dir()) {
+        let problem =
+            if dir.exists() { "is a file, not a folder" } else { "there is no such folder" };
+        let remedy = "give --data a BIDS folder (one with participants.tsv)";
+        return Err(Error::input(dir.display(), problem, remedy));
+    }
+    if let Some(path) = settings.train.init.as_ref() {
+        Loaded::open(path)?;
+    }
+    Ok(())
+}
+
+struct Session<'a> {
+    resolved: &'a Resolved,
+    paths: &'a RunPaths,
+    console: &'a Console,
+    resume: bool,
+}
+
+/// What one split gave.
+struct Tested {
+    scores: Scores,
+    window_auroc: Option<f64>,
+}
+
+impl Session<'_> {
+    fn settings(&self) -> &Settings {
+        &self.resolved.settings
+    }
+
+    fn run(&self) -> Result<Ended> {
+        let start = Instant::now();
+        let settings = self.settings();
+        let backend = device(settings, self.console)?;
+        let data = dataset::open(settings, self.console, signal::stop_flag())?;
+        let splits = self.splits(&data)?;
+        let mut proofs = String::new();
+        for (i, split) in splits.iter().enumerate() {
+            let proof = split.assert_disjoint()?;
+            if splits.len() > 1 {
+                proofs.push_str(&format!("fold {}\n", i + 1));
+            }
+            proofs.push_str(&format!("{proof:#}\n"));
+            self.console.say(&format!("{proof}"));
+        }
+        results::write_text(&self.paths.root().join("split.txt"), &proofs)?;
+        let mut collected = Collected::default();
+        let mut training = Vec::new();
+        let mut folds = Vec::new();
+        let mut shown = None;
+        for (i, split) in splits.iter().enumerate() {
+            let several = splits.len() > 1;
+            let paths = if several { self.paths.fold(i + 1) } else { self.paths.clone() };
+            paths.make()?;
+            let label = match several {
+                true => format!("fold {} of {}", i + 1, splits.len()),
+                false => "training".to_string(),
+            };
+            let train = windows_of(&data, split, Part::Train);
+            let batch = self.batch(&backend, &data, &train)?;
+            let device = (Arc::clone(&backend), batch);
+            let mut fit =
+                Fit::new(settings, &data, split, device, (paths.clone(), label), self.console)?;
+            if i == 0 {
+                self.describe(&fit, &backend, batch);
+            }
+            if fit.run(self.resume)? == Ended::Interrupted {
+                return Ok(Ended::Interrupted);
+            }
+            Loaded::open(&paths.best())?.restore(fit.step().params())?;
+            let part = self.score(&fit, &data, split, &train, &mut collected)?;
+            folds.push((split.train.len(), part));
+            training.extend(train);
+            if i + 1 == splits.len() {
+                let test = self.tested(&data, split);
+                let channels = results::channel_map(fit.step(), fit.about(), &data, &test)?;
+                shown = Some((channels, results::spectral_gain(fit.step(), fit.about())?, fit));
+            }
+        }
+        let Some((channels, spectral, fit)) = shown else {
+            return Err(Error::shape("train", "no split"));
+        };
+        let about = fit.about().clone();
+        let baseline = results::baseline(&data, &training, &about.task)?;
+        let seed = settings.train.seed;
+        let (scores, window_scores) = results::scores(&about, &collected, &baseline, seed)?;
+        self.write_predictions(&data, &about, &collected)?;
+        let curve_paths = if splits.len() > 1 { self.paths.fold(1) } else { self.paths.clone() };
+        let mut report = Report {
+            title: format!("{} from EEG with {}", title(&data), settings.model.name),
+            headline: String::new(),
+            facts: self.facts(&fit, &data, start.elapsed().as_secs_f64()),
+            settings: self.resolved.to_toml()?,
+            curves: curves(&curve_paths, None),
+            subject_names: results::subjects(&data),
+            subjects: Some(collected.aggregated(&about)?),
+            windows: Some(collected.of_windows(&about.task)?),
+            channels,
+            spectral,
+            split_proof: proofs,
+            skipped: data.prepared.skipped.clone(),
+            notes: data.prepared.notes.clone(),
+            ..Report::default()
+        };
+        report.curves.loss_name = "loss".into();
+        self.finish(report, folds, scores, window_scores, &about)?;
+        Ok(Ended::Finished)
+    }
+
+    fn batch(&self, backend: &Arc<dyn Backend>, data: &Dataset, train: &[Window]) -> Result<usize> {
+        let settings = self.settings();
+        let labels: Vec<f64> = train.iter().map(|w| data.label(w)).collect();
+        if let Some(batch) = settings.train.batch {
+            return Ok(batch);
+        }
+        let spec = step_spec(settings, data, &labels, 1)?;
+        let arch = backend.arch();
+        let (batch, _) = crate::train::planner::plan_batch(arch, arch.memory, &spec)?;
+        Ok(batch.min((train.len() / 4).max(1)))
+    }
+
+    fn splits(&self, data: &Dataset) -> Result<Vec<Split>> {
+        let settings = self.settings();
+        let (subjects, labels) = data.labelled_subjects();
+        let classes: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
+        let strata = match (data.target.by_recording, data.target.n_classes()) {
+            (true, _) => Strata::None,
+            (false, 0) => Strata::Values { values: &labels, bins: 4 },
+            (false, _) => Strata::Classes(&classes),
+        };
+        let (val, test) = (settings.data.val_fraction, settings.data.test_fraction);
+        if settings.data.folds > 0 {
+            return k_fold(&subjects, strata, settings.data.folds, val, settings.train.seed);
+        }
+        let shares = [1.0 - val - test, val, test];
+        Ok(vec![by_fractions(&subjects, strata, shares, settings.train.seed)?])
+    }
+
+    /// Windows that are scored: the test subjects', or, without any, the validation subjects'.
+    fn tested(&self, data: &Dataset, split: &Split) -> Vec<Window> {
+        let part = if split.test.is_empty() { Part::Validation } else { Part::Test };
+        windows_of(data, split, part)
+    }
+
+    fn score(
+        &self,
+        fit: &Fit<'_>,
+        data: &Dataset,
+        split: &Split,
+        train: &[Window],
+        collected: &mut Collected,
+    ) -> Result<Tested> {
+        let windows = self.tested(data, split);
+        let mut own = Collected::default();
+        own.add(fit.step(), fit.about(), data, &windows)?;
+        let baseline = results::baseline(data, train, &fit.about().task)?;
+        let (scores, _) =
+            results::scores(fit.about(), &own, &baseline, self.settings().train.seed)?;
+        let window_auroc = results::auroc(&own.of_windows(&fit.about().task)?);
+        collected.windows.extend(own.windows);
+        collected.subject.extend(own.subject);
+        collected.truth.extend(own.truth);
+        collected.output.extend(own.output);
+        Ok(Tested { scores, window_auroc })
+    }
+
+    fn describe(&self, fit: &Fit<'_>, backend: &Arc<dyn Backend>, batch: usize) {
+        let memory = backend.memory();
+        self.console.say(&format!(
+            "{} with {} parameters, batch {batch} x {}, {:.1} MB planned",
+            self.settings().model.name,
+            fit.step().params().count(),
+            self.settings().train.accumulation,
+            memory.peak() as f64 / 1e6,
+        ));
+    }
+
+    fn facts(&self, fit: &Fit<'_>, data: &Dataset, seconds: f64) -> Vec<(String, String)> {
+        let s = self.settings();
+        let cache = &data.prepared.cache;
+        let pair = |name: &str, value: String| (name.to_string(), value);
+        vec![
+            pair("Model", s.model.name.to_string()),
+            pair("Parameters", fit.step().params().count().to_string()),
+            pair("Data", data.prepared.name.clone()),
+            pair("Recordings", cache.recordings().len().to_string()),
+            pair("Windows", format!("{} of {} s", data.windows.len(), s.data.window_s)),
+            pair("Channels", cache.channels().len().to_string()),
+            pair("Sampling rate", format!("{} Hz", cache.sample_rate())),
+            pair("Device", fit.step().params().backend().arch().name.clone()),
+            pair("Seed", s.train.seed.to_string()),
+            pair("Time", console::time(seconds)),
+        ]
+    }
+
+    fn write_predictions(&self, data: &Dataset, about: &About, all: &Collected) -> Result<()> {
+        let path = |name: &str| self.paths.predictions(name);
+        results::write_text(&path("subjects"), &results::subjects_csv(data, about, all))?;
+        results::write_text(&path("windows"), &results::windows_csv(data, about, all))
+    }
+
+    fn finish(
+        &self,
+        mut report: Report,
+        folds: Vec<(usize, Tested)>,
+        scores: Scores,
+        window_scores: Scores,
+        about: &About,
+    ) -> Result<()> {
+        self.console.say(&scores.table());
+        self.console.say(&window_scores.table());
+        let aurocs: Vec<f64> = folds.iter().filter_map(|(_, part)| part.window_auroc).collect();
+        if folds.len() > 1 {
+            if aurocs.len() == folds.len() {
+                let mean = aurocs.iter().sum::<f64>() / aurocs.len() as f64;
+                let all: Vec<String> = aurocs.iter().map(|a| format!("{a:.3}")).collect();
+                let text = format!("window AUROC by fold {}: mean {mean:.3}", all.join(", "));
+                self.console.say(&text);
+                report.notes.push(text);
+            }
+            report.folds = folds
+                .into_iter()
+                .enumerate()
+                .map(|(i, (training_subjects, part))| Fold {
+                    name: (i + 1).to_string(),
+                    training_subjects,
+                    scores: part.scores,
+                })
+                .collect();
+        }
+        let headline = scores.headline();
+        report.curves.score_baseline = None;
+        report.scores = Some(scores.clone());
+        report.window_scores = Some(window_scores.clone());
+        report.write(self.paths.report())?;
+        let about_json = json!({
+            "run": self.paths.root(), "scores": scores, "window_scores": window_scores,
+            "task": about.task
+        });
+        let text = serde_json::to_string_pretty(&about_json)
+            .map_err(|error| Error::shape("results", error))?;
+        results::write_text(&self.paths.root().join("results.json"), &text)?;
+        let path = self.paths.report();
+        self.console.finish(&format!("{headline}\nreport {}", path.display()), &about_json);
+        Ok(())
+    }
+}
+
+fn title(data: &Dataset) -> String {
+    let name = data.target.name();
+    let mut letters = name.chars();
+    letters.next().map_or(String::new(), |c| c.to_uppercase().chain(letters).collect())
+}

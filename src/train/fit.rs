@@ -1,0 +1,633 @@
+//! The training loop of one split: steps, validation, checkpoints, resuming.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::dataset::Dataset;
+use super::early_stop::{Better, EarlyStop, Verdict};
+use super::run_dir::{MetricsLog, RunPaths};
+use super::schedule::Schedule;
+use super::signal;
+use super::state::{About, Loaded, Progress, save_model, save_run};
+use super::step::{Objective, Step, StepSpec};
+use super::target::Standard;
+use crate::backend::Backend;
+use crate::cli::console::Console;
+use crate::config::{ClassWeights, LossName, ModelName, OptimizerName, Recompute, Settings};
+use crate::data::augment::{self, Augment};
+use crate::data::montage;
+use crate::data::sampler::{Balance, Sampler};
+use crate::data::split::{Part as SplitPart, Split};
+use crate::data::window::Window;
+use crate::metrics::Task;
+use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
+use crate::nn::params::Part;
+use crate::ops::loss::Pointwise;
+use crate::optim::{Control, Rates, Rule};
+use crate::report::{Curves, EventWriter};
+use crate::{DType, Error, Result};
+
+/// Windows of one evaluation pass.
+const EVAL_BATCH: usize = 32;
+
+/// One training: a dataset, a split, a folder.
+pub struct Fit<'a> {
+    settings: &'a Settings,
+    data: &'a Dataset,
+    console: &'a Console,
+    paths: RunPaths,
+    label: String,
+    train: Vec<Window>,
+    validation: Vec<Window>,
+    about: About,
+    step: Step,
+    sampler: Sampler,
+    schedule: Schedule,
+    augment: Augment,
+}
+
+/// How a training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps done, or stopped early.
+    Finished,
+    /// Ctrl-C or SIGTERM: saved, to be resumed.
+    Interrupted,
+}
+
+/// The model the settings describe, for these windows.
+pub fn model_config(
+    settings: &Settings,
+    n_channels: usize,
+    window: usize,
+    outputs: usize,
+) -> ModelConfig {
+    let m = &settings.model;
+    match m.name {
+        ModelName::EegFormer => ModelConfig::EegFormer(EegFormerConfig {
+            n_channels,
+            window,
+            num_classes: outputs,
+            d_model: m.d_model,
+            n_heads: m.n_heads,
+            n_layers: m.n_layers,
+            patch: m.patch,
+            dropout: m.dropout as f32,
+            n_spectral: m.n_spectral,
+            recompute: settings.train.recompute == Recompute::Layers,
+        }),
+        ModelName::Shallow => ModelConfig::Shallow(ShallowConfig {
+            n_channels,
+            window,
+            num_classes: outputs,
+            filters: m.shallow_filters,
+            kernel: m.shallow_kernel,
+            pool: m.shallow_pool,
+            pool_stride: m.shallow_pool_stride,
+            dropout: m.dropout as f32,
+        }),
+    }
+}
+
+/// The update rule the settings describe.
+pub fn rule(settings: &Settings) -> Rule {
+    let t = &settings.train;
+    match t.optimizer {
+        OptimizerName::AdamW => {
+            Rule::AdamW { beta1: t.betas[0], beta2: t.betas[1], epsilon: t.eps }
+        }
+        OptimizerName::Sgd => Rule::Sgd { momentum: t.momentum, nesterov: false },
+    }
+}
+
+/// The loss for the target, with class weights of the training windows.
+fn objective(settings: &Settings, task: &Task, labels: &[f64]) -> Result<Objective> {
+    let t = &settings.train;
+    let Task::Classification { classes, .. } = task else {
+        return match t.loss {
+            LossName::Auto | LossName::Mse => Ok(Objective::Pointwise(Pointwise::Mse)),
+            LossName::Huber => Ok(Objective::Pointwise(Pointwise::Huber { delta: 1.0 })),
+            LossName::L1 => Ok(Objective::Pointwise(Pointwise::L1)),
+            other => {
+                let problem = format!("{other} is a loss of classes, the target is a number");
+                Err(Error::input("train.loss", problem, "choose auto, mse, huber or l1"))
+            }
+        };
+    };
+    if matches!(t.loss, LossName::Mse | LossName::Huber | LossName::L1) {
+        let problem = format!("{} is a loss of numbers, the target has classes", t.loss);
+        return Err(Error::input("train.loss", problem, "choose auto, bce or ce"));
+    }
+    let mut counts = vec![0.0f64; classes.len()];
+    labels.iter().for_each(|&label| counts[label as usize] += 1.0);
+    let weights: Vec<f64> = match &t.class_weights {
+        ClassWeights::Off => vec![1.0; classes.len()],
+        ClassWeights::Given(all) if all.len() == classes.len() => all.clone(),
+        ClassWeights::Given(all) => {
+            let problem = format!("{} weights for {} classes", all.len(), classes.len());
+            let remedy = format!("give one for each of {}", classes.join(", "));
+            return Err(Error::input("train.class_weights", problem, remedy));
+        }
+        ClassWeights::Balanced => {
+            let n = labels.len() as f64 / classes.len() as f64;
+            counts.iter().map(|count| n / count.max(1.0)).collect()
+        }
+    };
+    if classes.len() == 2 && t.loss != LossName::Ce {
+        let positive_weight = (weights[1] / weights[0]) as f32;
+        return Ok(Objective::Pointwise(Pointwise::BceWithLogits { positive_weight }));
+    }
+    if classes.len() == 2 {
+        let problem = "two classes have one logit here";
+        return Err(Error::input("train.loss", problem, "choose auto or bce"));
+    }
+    let weights = weights.iter().map(|&w| w as f32).collect();
+    Ok(Objective::CrossEntropy { weights, smoothing: t.label_smoothing as f32 })
+}
+
+/// Windows of the subjects of one part of a split.
+pub fn windows_of(data: &Dataset, split: &Split, part: SplitPart) -> Vec<Window> {
+    let belongs = |w: &&Window| split.part_of(&data.recording(w).subject) == Some(part);
+    data.windows.iter().filter(belongs).copied().collect()
+}
+
+/// The step of a run: what is allocated and recorded, for these training labels.
+pub fn step_spec(
+    settings: &Settings,
+    data: &Dataset,
+    labels: &[f64],
+    batch: usize,
+) -> Result<StepSpec> {
+    let outputs = data.target.outputs();
+    Ok(StepSpec {
+        model: model_config(settings, data.channels().len(), data.length, outputs),
+        batch,
+        accumulation: settings.train.accumulation,
+        eval_batch: EVAL_BATCH,
+        objective: objective(settings, &data.target.task, labels)?,
+        rule: rule(settings),
+        average: settings.train.ema.is_some(),
+        dtype: DType::F32,
+        seed: settings.train.seed,
+    })
+}
+
+/// Random numbers of one index among a dataset's windows.
+fn numbered<T: Ord + Clone>(values: &[T]) -> Vec<u32> {
+    let mut distinct = values.to_vec();
+    distinct.sort();
+    distinct.dedup();
+    values.iter().map(|v| distinct.binary_search(v).map_or(0, |i| i as u32)).collect()
+}
+
+impl<'a> Fit<'a> {
+    /// Builds the model on `backend` and everything around it. `batch` is the planned one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for settings that do not fit the data; [`Error::OutOfMemory`].
+    pub fn new(
+        settings: &'a Settings,
+        data: &'a Dataset,
+        split: &Split,
+        (backend, batch): (Arc<dyn Backend>, usize),
+        (paths, label): (RunPaths, String),
+        console: &'a Console,
+    ) -> Result<Self> {
+        let train = windows_of(data, split, SplitPart::Train);
+        let validation = windows_of(data, split, SplitPart::Validation);
+        let labels: Vec<f64> = train.iter().map(|w| data.label(w)).collect();
+        let t = &settings.train;
+        // The longest schedule there can be is known only with the number of batches.
+        let rows = (batch * t.accumulation).min(train.len()).max(1);
+        let batch = if rows < batch * t.accumulation { rows / t.accumulation } else { batch };
+        let spec = step_spec(settings, data, &labels, batch.max(1))?;
+        let planned = Step::plan(backend.arch(), backend.arch().memory, &spec)?;
+        backend.reserve(&planned)?;
+        let step = Step::new(backend, spec)?;
+        let subjects: Vec<String> =
+            train.iter().map(|w| data.recording(w).subject.clone()).collect();
+        let is_class = data.target.n_classes() > 0;
+        let classes: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
+        let balance = match (settings.data.balanced, is_class) {
+            (false, _) => Balance::Windows,
+            (true, true) => Balance::ClassesAndSubjects,
+            (true, false) => Balance::Subjects,
+        };
+        let classes = is_class.then_some(classes.as_slice());
+        let sampler = Sampler::new(&numbered(&subjects), classes, balance, step.rows(), t.seed)?;
+        let total = sampler.batches() as u64 * t.epochs;
+        let total = t.max_steps.map_or(total, |most| most.min(total));
+        let standard = (!is_class).then(|| {
+            let by_subject: std::collections::BTreeMap<&str, f64> =
+                train.iter().map(|w| (data.recording(w).subject.as_str(), data.label(w))).collect();
+            Standard::of(&by_subject.into_values().collect::<Vec<_>>())
+        });
+        let about = About {
+            model: step.spec().model.clone(),
+            task: data.target.task.clone(),
+            standard,
+            channels: data.channels().to_vec(),
+            sample_rate: data.prepared.cache.sample_rate(),
+            by_recording: data.target.by_recording,
+        };
+        let augment = augmentation(settings, data)?;
+        let schedule = Schedule::from_settings(t, total)?;
+        let fit = Self {
+            settings,
+            data,
+            console,
+            paths,
+            label,
+            train,
+            validation,
+            about,
+            step,
+            sampler,
+            schedule,
+            augment,
+        };
+        fit.start_from_init()?;
+        Ok(fit)
+    }
+
+    fn start_from_init(&self) -> Result<()> {
+        let Some(path) = &self.settings.train.init else { return Ok(()) };
+        let params = self.step.params();
+        let is_head = |id| params.spec(id).part == Part::Head;
+        let left = Loaded::open(path)?.initialise(params, is_head)?;
+        let list = left.join(", ");
+        self.console.say(&format!("weights of {}; fresh: {list}", path.display()));
+        Ok(())
+    }
+
+    /// The model and its recorded step.
+    pub fn step(&self) -> &Step {
+        &self.step
+    }
+
+    /// What the model is.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn first_progress(&self) -> EarlyStop {
+        let t = &self.settings.train;
+        EarlyStop::new(Better::Lower, t.patience, t.min_delta)
+    }
+
+    /// Trains from the start, or from where the folder's last checkpoint stands.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the training diverges; files that cannot be written; the device's.
+    pub fn run(&mut self, resume: bool) -> Result<Ended> {
+        let last = self.paths.last();
+        let mut progress = Progress {
+            step: 0,
+            epoch: 0,
+            step_in_epoch: 0,
+            loss_sum: 0.0,
+            early_stop: self.first_progress(),
+            finished: false,
+        };
+        if resume && last.exists() {
+            let loaded = Loaded::open(&last)?;
+            progress = loaded.progress()?;
+            loaded.resume(&self.step)?;
+            if !progress.finished {
+                let at = format!("{}: going on after step {}", self.label, progress.step);
+                self.console.say(&at);
+            }
+        }
+        if progress.finished {
+            return Ok(Ended::Finished);
+        }
+        let (mut metrics, mut events) = if progress.step > 0 {
+            let (log, _) = MetricsLog::resume(&self.paths.metrics(), progress.step)?;
+            (log, EventWriter::resume(self.paths.events(), progress.step + 1)?)
+        } else {
+            (MetricsLog::create(&self.paths.metrics())?, EventWriter::create(self.paths.events())?)
+        };
+        let mut frozen = None;
+        let mut buffers = Buffers::new(&self.step);
+        let mut saved = Instant::now();
+        let total = self.schedule.total();
+        let mut bar = self.console.progress(&self.label, progress.step, total);
+        let mut windows = 0;
+        while !progress.finished {
+            self.thaw(progress.epoch, &mut frozen)?;
+            let order = self.sampler.order(progress.epoch);
+            for batch in order.chunks_exact(self.step.rows()).skip(progress.step_in_epoch as usize)
+            {
+                let (loss, norm) = self.one_step(batch, &mut buffers, progress.step)?;
+                progress.step += 1;
+                progress.step_in_epoch += 1;
+                progress.loss_sum += loss;
+                windows += batch.len() as u64;
+                bar.update(progress.step, windows, Some(loss));
+                self.record(&mut metrics, &mut events, &progress, loss, norm)?;
+                if signal::stop_requested() {
+                    bar.finish();
+                    save_run(&self.step, &self.about, &progress, &last)?;
+                    return Ok(Ended::Interrupted);
+                }
+                if progress.step >= total {
+                    break;
+                }
+                if self.save_is_due(&progress, saved) {
+                    save_run(&self.step, &self.about, &progress, &last)?;
+                    saved = Instant::now();
+                }
+            }
+            self.end_epoch(&mut progress, &mut metrics, &mut events)?;
+            progress.finished |= progress.step >= total;
+            save_run(&self.step, &self.about, &progress, &last)?;
+            saved = Instant::now();
+        }
+        bar.finish();
+        Ok(Ended::Finished)
+    }
+
+    fn save_is_due(&self, progress: &Progress, saved: Instant) -> bool {
+        let t = &self.settings.train;
+        t.checkpoint_every_s.is_some_and(|s| saved.elapsed().as_secs_f64() >= s)
+            || t.checkpoint_every_steps.is_some_and(|n| n > 0 && progress.step.is_multiple_of(n))
+    }
+
+    /// Progressive unfreezing: in epoch e the head and the last e / n layers learn.
+    fn thaw(&mut self, epoch: u64, frozen: &mut Option<u64>) -> Result<()> {
+        let Some(every) = self.settings.train.unfreeze.filter(|&n| n > 0) else { return Ok(()) };
+        let layers = match &self.about.model {
+            ModelConfig::EegFormer(config) => config.n_layers as u64,
+            ModelConfig::Shallow(_) => 0,
+        };
+        let thawed = (epoch / every).min(layers + 1);
+        if *frozen == Some(thawed) {
+            return Ok(());
+        }
+        *frozen = Some(thawed);
+        self.step.freeze(|part| match part {
+            Part::Head => false,
+            Part::Layer(i) => u64::from(i) + thawed < layers,
+            Part::Embedding => thawed <= layers,
+        })
+    }
+
+    fn one_step(&self, batch: &[u32], buffers: &mut Buffers, step: u64) -> Result<(f64, f64)> {
+        let t = &self.settings.train;
+        let data = self.data;
+        buffers.chosen.clear();
+        buffers.chosen.extend(batch.iter().map(|&i| self.train[i as usize]));
+        data.prepared.cache.fill_batch(&buffers.chosen, &mut buffers.windows)?;
+        buffers.targets.clear();
+        let targets = buffers.chosen.iter().map(|w| self.target_of(data.label(w)));
+        buffers.targets.extend(targets);
+        let width = buffers.windows.len() / batch.len();
+        if !self.augment.is_off() {
+            let each = buffers.windows.chunks_exact_mut(width).zip(batch);
+            for (window, &index) in each {
+                let workspace = &mut buffers.augment;
+                self.augment.apply(window, t.seed, step, u64::from(index), workspace)?;
+            }
+        }
+        if data.target.n_classes() <= 2 {
+            let (windows, targets) = (&mut buffers.windows, &mut buffers.targets);
+            self.augment.mixup(windows, targets, t.seed, step)?;
+        }
+        self.step.load_windows(&buffers.windows)?;
+        self.step.load_targets(&buffers.targets)?;
+        let head_lr = t.head_lr.unwrap_or(t.lr);
+        let frozen = |part| {
+            self.step.params().ids().any(|id| {
+                self.step.params().spec(id).part == part && self.step.params().is_frozen(id)
+            })
+        };
+        let rates = |part: Part| {
+            let peak = if part == Part::Head { head_lr } else { t.lr };
+            let lr = self.schedule.lr(peak, step);
+            Rates { lr, decay: t.weight_decay, trained: t.unfreeze.is_none() || !frozen(part) }
+        };
+        let control = Control {
+            step: step + 1,
+            clip: t.clip.unwrap_or(0.0),
+            loss_scale: 1.0,
+            // Young averages follow faster, or the random first weights would weigh for long.
+            average: t.ema.map_or(0.0, |d| d.min((1.0 + step as f64) / (10.0 + step as f64))),
+        };
+        self.step.train(t.seed, control, rates)?;
+        let (loss, norm) = (self.step.loss()?, self.step.optimizer().norm(self.step.params())?);
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(self.diverged(step + 1, loss)?);
+        }
+        Ok((loss, norm))
+    }
+
+    /// What the model is trained to give for a label.
+    fn target_of(&self, label: f64) -> f32 {
+        let smoothing = self.settings.train.label_smoothing;
+        match self.about.standard {
+            Some(Standard { mean, deviation }) => ((label - mean) / deviation) as f32,
+            None if self.data.target.n_classes() == 2 => {
+                (label * (1.0 - smoothing) + 0.5 * smoothing) as f32
+            }
+            None => label as f32,
+        }
+    }
+
+    fn diverged(&self, step: u64, loss: f64) -> Result<Error> {
+        let tensor = self.step.find_not_finite()?;
+        let last = self.paths.last();
+        let kept = match last.exists() {
+            true => format!("the last good checkpoint is {}", last.display()),
+            false => "no checkpoint was saved yet".into(),
+        };
+        Ok(Error::NotFinite {
+            step,
+            tensor: tensor.unwrap_or_else(|| format!("the loss ({loss})")),
+            remedy: format!(
+                "{kept}; start again with a lower --lr or --set train.clip=1.0, or with --init \
+                 from that checkpoint"
+            ),
+        })
+    }
+
+    fn record(
+        &self,
+        metrics: &mut MetricsLog,
+        events: &mut EventWriter,
+        progress: &Progress,
+        loss: f64,
+        norm: f64,
+    ) -> Result<()> {
+        let lr = self.schedule.lr(self.settings.train.lr, progress.step - 1);
+        let (step, epoch) = (progress.step, progress.epoch);
+        metrics.append(&json!({
+            "kind": "step", "step": step, "epoch": epoch, "loss": loss, "grad_norm": norm, "lr": lr
+        }))?;
+        events.scalars(step, &[("train/loss", loss), ("train/grad_norm", norm), ("train/lr", lr)])
+    }
+
+    fn end_epoch(
+        &mut self,
+        progress: &mut Progress,
+        metrics: &mut MetricsLog,
+        events: &mut EventWriter,
+    ) -> Result<()> {
+        let loss = progress.loss_sum / progress.step_in_epoch.max(1) as f64;
+        let validation = match self.validation.is_empty() {
+            // Without validation subjects the latest weights are the ones kept.
+            true => None,
+            false => Some(self.validation_loss()?),
+        };
+        let verdict = match validation {
+            Some(score) => progress.early_stop.update(progress.epoch, score),
+            None => Verdict::Best,
+        };
+        if verdict == Verdict::Best {
+            save_model(&self.step, &self.about, &self.paths.best())?;
+        }
+        let (step, epoch) = (progress.step, progress.epoch);
+        metrics.append(&json!({
+            "kind": "epoch", "step": step, "epoch": epoch, "train_loss": loss,
+            "validation_loss": validation, "best": verdict == Verdict::Best
+        }))?;
+        if let Some(validation) = validation {
+            events.scalars(step, &[("validation/loss", validation)])?;
+        }
+        self.console.event(
+            "epoch",
+            &json!({
+                "run": self.label, "epoch": epoch + 1, "step": step, "train_loss": loss,
+                "validation_loss": validation
+            }),
+        );
+        progress.finished = verdict == Verdict::Stop;
+        if progress.finished {
+            let best = progress.early_stop.best().map_or(0, |best| best.epoch + 1);
+            let text = format!("{}: no better since epoch {best}: stopped early", self.label);
+            self.console.say(&text);
+        }
+        progress.epoch += 1;
+        progress.step_in_epoch = 0;
+        progress.loss_sum = 0.0;
+        Ok(())
+    }
+
+    /// Outputs `[windows, outputs]` with the present (averaged) weights.
+    fn outputs(&self, windows: &[Window]) -> Result<Vec<f32>> {
+        let params = self.step.params();
+        let Some(average) = self.step.optimizer().average() else {
+            return outputs(&self.step, self.data, windows);
+        };
+        let values = params.trained_values()?;
+        let present = params.read_floats(&values)?;
+        let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
+        params.write_floats(&values, &wide(params.read_floats(average)?))?;
+        let found = outputs(&self.step, self.data, windows);
+        params.write_floats(&values, &wide(present))?;
+        found
+    }
+
+    /// Mean loss over the validation windows: squared error of the z-score, or log loss with the
+    /// classes' weights evened out.
+    fn validation_loss(&self) -> Result<f64> {
+        let outputs = self.outputs(&self.validation)?;
+        let width = self.data.target.outputs();
+        let classes = self.data.target.n_classes();
+        let (mut sums, mut counts) = (vec![0.0; classes.max(1)], vec![0.0; classes.max(1)]);
+        for (window, row) in self.validation.iter().zip(outputs.chunks_exact(width)) {
+            let label = self.data.label(window);
+            let class = if classes == 0 { 0 } else { label as usize };
+            let loss = match self.about.standard {
+                Some(_) => f64::from(row[0] - self.target_of(label)).powi(2),
+                None => -probabilities(row, classes)[class].max(1e-12).ln(),
+            };
+            sums[class] += loss;
+            counts[class] += 1.0;
+        }
+        let present = counts.iter().filter(|&&n| n > 0.0).count() as f64;
+        let means = sums.iter().zip(&counts).filter(|(_, n)| **n > 0.0).map(|(s, n)| s / n);
+        Ok(means.sum::<f64>() / present)
+    }
+}
+
+/// Host memory of one step, used again by the next.
+struct Buffers {
+    chosen: Vec<Window>,
+    windows: Vec<f32>,
+    targets: Vec<f32>,
+    augment: augment::Workspace,
+}
+
+impl Buffers {
+    fn new(step: &Step) -> Self {
+        let (channels, window, _) = step.spec().model.extents();
+        Self {
+            chosen: Vec::with_capacity(step.rows()),
+            windows: vec![0.0; step.rows() * channels * window],
+            targets: Vec::with_capacity(step.rows()),
+            augment: augment::Workspace::default(),
+        }
+    }
+}
+
+fn augmentation(settings: &Settings, data: &Dataset) -> Result<Augment> {
+    let table = toml::Value::Table(settings.augment.clone());
+    let chosen: augment::Settings = table.try_into().map_err(|error: toml::de::Error| {
+        let remedy = "see the section [augment] of the documentation";
+        Error::input("augment", error.message(), remedy)
+    })?;
+    let region = |name: &String| montage::region(name).map(|region| region as u32);
+    let regions: Vec<Option<u32>> = data.channels().iter().map(region).collect();
+    let rate = data.prepared.cache.sample_rate();
+    Augment::new(chosen, data.channels().len(), data.length, rate, &regions)
+}
+
+/// Probabilities of the classes from a row of logits: one logit is that of the second of two.
+pub fn probabilities(row: &[f32], classes: usize) -> Vec<f64> {
+    if classes == 2 && row.len() == 1 {
+        let positive = 1.0 / (1.0 + (-f64::from(row[0])).exp());
+        return vec![1.0 - positive, positive];
+    }
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let all: Vec<f64> = row.iter().map(|&x| f64::from(x - top).exp()).collect();
+    let sum: f64 = all.iter().sum();
+    all.into_iter().map(|x| x / sum).collect()
+}
+
+/// Outputs `[windows, outputs]` of a model.
+///
+/// # Errors
+/// As [`Step::evaluate`].
+pub fn outputs(step: &Step, data: &Dataset, windows: &[Window]) -> Result<Vec<f32>> {
+    let (channels, length, _) = step.spec().model.extents();
+    let mut all = Vec::new();
+    let mut buffer = Vec::new();
+    for piece in windows.chunks(8 * EVAL_BATCH) {
+        buffer.resize(piece.len() * channels * length, 0.0);
+        data.prepared.cache.fill_batch(piece, &mut buffer)?;
+        all.extend(step.evaluate(&buffer)?);
+    }
+    Ok(all)
+}
+
+/// Curves of a run from its metrics.
+pub fn curves(paths: &RunPaths, step_of_best: Option<u64>) -> Curves {
+    let text = std::fs::read_to_string(paths.metrics()).unwrap_or_default();
+    let mut curves = Curves { chosen_step: step_of_best, ..Curves::default() };
+    for line in text.lines() {
+        let Ok(record) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let at = |name: &str| Some([record["step"].as_f64()?, record[name].as_f64()?]);
+        if record["kind"] == "step" {
+            curves.train_loss.extend(at("loss"));
+            curves.learning_rate.extend(at("lr"));
+        } else {
+            curves.validation_loss.extend(at("validation_loss"));
+            if record["best"] == true {
+                curves.chosen_step = record["step"].as_u64();
+            }
+        }
+    }
+    curves
+}
