@@ -6,4 +6,6 @@
 
 pub mod args;
 pub mod console;
+pub mod data_prepare;
+pub mod evaluate;
 pub mod train;

@@ -136,6 +136,12 @@ impl Session<'_> {
             self.console.say(&format!("{proof}"));
         }
         results::write_text(&self.paths.root().join("split.txt"), &proofs)?;
+        if let [split] = splits.as_slice() {
+            let lists = json!({
+                "train": split.train, "validation": split.validation, "test": split.test
+            });
+            results::write_text(&self.paths.root().join("split.json"), &lists.to_string())?;
+        }
         let mut collected = Collected::default();
         let mut training = Vec::new();
         let mut folds = Vec::new();

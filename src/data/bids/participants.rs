@@ -7,7 +7,7 @@ use super::table::{Table, value};
 use crate::{Error, Result};
 
 /// The participants table of a dataset.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Participants {
     table: Table,
     /// Row of each subject.
