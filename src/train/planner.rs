@@ -1,0 +1,236 @@
+//! The batch that fits into memory, found without a device: the null backend gives the exact peak
+//! of every candidate.
+
+use std::fs;
+use std::path::Path;
+
+use crate::backend::{Arch, Machine, MemoryUse};
+use crate::train::step::{Step, StepSpec};
+use crate::{Error, Result};
+
+/// Largest batch on a CPU where the caller names none: larger ones are no faster there.
+const CPU_MOST: usize = 64;
+/// Largest batch on a card: elements of a tensor are counted in 32 bits there.
+const CARD_MOST: usize = 1 << 16;
+
+/// What of `memory` bytes a plan may take: 90 %, the rest is for the driver and for what else
+/// lives there.
+pub fn budget(memory: u64) -> u64 {
+    memory - memory / 10
+}
+
+/// The largest batch whose training step needs at most `limit` bytes on `arch`, and the memory it
+/// takes, exact to the byte.
+///
+/// Candidates are the powers of two. On a CPU they end with `spec.batch` itself (64 where that is
+/// 0), elsewhere `spec.batch` does not matter. A `spec.eval_batch` above 0 follows the batch.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] naming the tensor with which a batch of 1 passes the limit;
+/// [`Error::Input`] for a model that cannot be built.
+pub fn plan_batch(arch: &Arch, limit: u64, spec: &StepSpec) -> Result<(usize, MemoryUse)> {
+    let most = match (arch.machine, spec.batch) {
+        (Machine::Cpu, 0) => CPU_MOST,
+        (Machine::Cpu, batch) => batch,
+        _ => CARD_MOST,
+    };
+    let mut found = (1, plan(arch, limit, spec, 1).map_err(not_even_one)?);
+    while found.0 < most {
+        let batch = (2 * found.0).min(most);
+        match plan(arch, limit, spec, batch) {
+            Ok(memory) => found = (batch, memory),
+            Err(Error::OutOfMemory { .. }) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn plan(arch: &Arch, limit: u64, spec: &StepSpec, batch: usize) -> Result<MemoryUse> {
+    let eval_batch = if spec.eval_batch > 0 { batch } else { 0 };
+    Step::plan(arch, limit, &StepSpec { batch, eval_batch, ..spec.clone() })
+}
+
+/// A smaller batch is no remedy where there is none.
+fn not_even_one(error: Error) -> Error {
+    match error {
+        Error::OutOfMemory { what, requested, held, capacity, .. } => Error::OutOfMemory {
+            what: format!("{what}, with a batch of 1"),
+            requested,
+            held,
+            capacity,
+            remedy: "take a smaller model (model.d_model, model.n_layers, a larger model.patch), \
+                     shorter windows (data.window_s), or more memory (--memory)"
+                .into(),
+        },
+        other => other,
+    }
+}
+
+/// The host's memory, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct HostMemory {
+    /// What this process could have at most: the machine's, or its control group's.
+    pub total: u64,
+    /// What it can have now without pushing anything else out.
+    pub available: u64,
+}
+
+/// The host's memory by /proc/meminfo and the control group of this process (containers, SLURM);
+/// None on systems without /proc/meminfo.
+pub fn host_memory() -> Option<HostMemory> {
+    let memory = of_meminfo(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(within_groups(memory, &group, Path::new("/sys/fs/cgroup")))
+}
+
+fn of_meminfo(text: &str) -> Option<HostMemory> {
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let total = field("MemTotal")?;
+    let available = field("MemAvailable").or_else(|| field("MemFree"))?;
+    Some(HostMemory { total, available })
+}
+
+/// The smallest of `memory` and the limits of the control groups that `listed`, the text of
+/// /proc/self/cgroup, names, with all groups around them. A group sees its own files below the
+/// root of its mount inside a container, so those are looked at in any case.
+fn within_groups(mut memory: HostMemory, listed: &str, mount: &Path) -> HostMemory {
+    for line in listed.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (base, limit, used, cache) = match controllers {
+            "" => (mount.to_path_buf(), "memory.max", "memory.current", "inactive_file"),
+            "memory" => (
+                mount.join("memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            ),
+            _ => continue,
+        };
+        let path = path.trim_start_matches('/');
+        // Never above the mount, whatever the text says.
+        let path = if path.split('/').any(|part| part == "..") { "" } else { path };
+        for folder in base.join(path).ancestors().take_while(|folder| folder.starts_with(&base)) {
+            let number = |name: &str| -> Option<u64> {
+                fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
+            };
+            let (Some(limit), Some(used)) = (number(limit), number(used)) else { continue };
+            // Pages of files that nobody reads any more make room when asked.
+            let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            let idle = stat.lines().find_map(|line| line.strip_prefix(cache)?.trim().parse().ok());
+            let used = used.saturating_sub(idle.unwrap_or(0));
+            memory.total = memory.total.min(limit);
+            memory.available = memory.available.min(limit.saturating_sub(used));
+        }
+    }
+    memory
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::data::rng::Rng;
+    use crate::model::{EegFormerConfig, ModelConfig};
+    use crate::ops::loss::Pointwise;
+    use crate::optim::Rule;
+    use crate::train::step::Objective;
+
+    fn spec(rng: &mut Rng) -> StepSpec {
+        let n_heads = 1 + rng.below(4);
+        let model = EegFormerConfig {
+            n_channels: 3 + rng.below(20),
+            window: 40 + rng.below(30),
+            d_model: n_heads * (4 + rng.below(9)),
+            n_heads,
+            n_layers: 1 + rng.below(3),
+            patch: 1 + rng.below(5),
+            ..EegFormerConfig::default()
+        };
+        let model = EegFormerConfig { window: model.window / model.patch * model.patch, ..model };
+        StepSpec {
+            model: ModelConfig::EegFormer(model),
+            batch: 0,
+            accumulation: 1 + rng.below(3),
+            eval_batch: rng.below(2),
+            objective: Objective::Pointwise(Pointwise::Mse),
+            rule: Rule::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8 },
+            average: false,
+            dtype: DType::F32,
+            seed: 1,
+        }
+    }
+
+    /// What fits is planned with its exact peak as the limit, and twice as much never fits.
+    #[test]
+    fn the_batch_is_the_largest_power_of_two_that_fits() {
+        let mut rng = Rng::new(41, 0);
+        let card = Arch::claim("gfx1010").expect("known");
+        for _ in 0..12 {
+            let spec = spec(&mut rng);
+            let one = plan(&card, u64::MAX, &spec, 1).expect("no limit").peak();
+            let limit = one + rng.below(40 * one as usize) as u64;
+            let (batch, memory) = plan_batch(&card, limit, &spec).expect("one fits");
+            assert!(batch.is_power_of_two() && memory.peak() <= limit);
+            assert!(plan(&card, u64::MAX, &spec, 2 * batch).expect("no limit").peak() > limit);
+            assert_eq!(plan_batch(&card, memory.peak(), &spec).expect("exactly"), (batch, memory));
+            let below = plan_batch(&card, memory.peak() - 1, &spec);
+            assert!(
+                below.is_err() == (batch == 1) && below.is_ok_and(|b| b.0 < batch) == (batch > 1)
+            );
+        }
+    }
+
+    #[test]
+    fn a_cpu_ends_at_the_batch_asked() {
+        let mut rng = Rng::new(5, 0);
+        let cpu = Arch { machine: Machine::Cpu, ..Arch::claim("sm_90").expect("known") };
+        let spec = spec(&mut rng);
+        for (asked, found) in [(0, 64), (1, 1), (24, 24), (32, 32)] {
+            let spec = StepSpec { batch: asked, ..spec.clone() };
+            let (batch, memory) = plan_batch(&cpu, u64::MAX, &spec).expect("fits");
+            assert_eq!(batch, found);
+            assert_eq!(memory, plan(&cpu, u64::MAX, &spec, found).expect("fits"));
+        }
+    }
+
+    #[test]
+    fn what_never_fits_names_the_tensor() {
+        let card = Arch::claim("gfx1010").expect("known");
+        let spec = spec(&mut Rng::new(6, 0));
+        let error = plan_batch(&card, 20_000, &spec).expect_err("too little");
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.contains("f32[") && text.contains("batch of 1"), "{text}");
+        assert!(text.contains("20000") && text.contains("model.d_model"), "{text}");
+    }
+
+    #[test]
+    fn the_hosts_memory_is_what_its_group_leaves() {
+        let text = "MemTotal:       16000 kB\nMemFree: 100 kB\nMemAvailable:    9000 kB\n";
+        let memory = of_meminfo(text).expect("complete");
+        assert_eq!(memory, HostMemory { total: 16_384_000, available: 9_216_000 });
+        assert_eq!(of_meminfo("MemTotal: 12 kB\n"), None);
+        let mount = tempfile::tempdir().expect("a folder");
+        let group = mount.path().join("job/step");
+        fs::create_dir_all(&group).expect("made");
+        let write = |folder: &Path, name: &str, text: &str| {
+            fs::write(folder.join(name), text).expect("written");
+        };
+        write(&group, "memory.max", "max\n");
+        write(&group, "memory.current", "1\n");
+        let job = mount.path().join("job");
+        write(&job, "memory.max", "8000000\n");
+        write(&job, "memory.current", "5000000\n");
+        write(&job, "memory.stat", "anon 77\ninactive_file 1000000\n");
+        let found = within_groups(memory, "0::/job/step\n", mount.path());
+        assert_eq!(found, HostMemory { total: 8_000_000, available: 4_000_000 });
+        for other in ["0::/../../x", "4:cpu:/job", "nonsense", ""] {
+            assert_eq!(within_groups(memory, other, mount.path()), memory, "{other}");
+        }
+    }
+}
