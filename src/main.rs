@@ -1,2 +1,10 @@
 //! The program `engine`.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use engine::cli;
+
+fn main() -> ExitCode {
+    cli::run(cli::args::Cli::parse())
+}
