@@ -9,7 +9,7 @@ use super::{expect_last, expect_same, op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
-use crate::backend::{Arch, Machine, Plan, Route};
+use crate::backend::{Arch, Plan, Route, route};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -84,15 +84,10 @@ impl Gemm {
     }
 
     fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        match arch.machine {
-            Machine::Cpu => Route::Host,
-            // rocBLAS has no code for RDNA1 and aborts the process that asks.
-            Machine::Cuda { .. } | Machine::Hip { .. } if !arch.is_rdna1() => Route::Blas,
-            _ => {
-                let grid = [self.n.div_ceil(64), self.m.div_ceil(64), self.batch];
-                Route::Kernel(Plan { kernel: kernel.into(), grid, block: 256, shared: 0 })
-            }
-        }
+        route::choose("gemm", arch).route(|| {
+            let grid = [self.n.div_ceil(64), self.m.div_ceil(64), self.batch];
+            Plan { kernel: kernel.into(), grid, block: 256, shared: 0 }
+        })
     }
 }
 
