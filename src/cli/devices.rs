@@ -78,8 +78,7 @@ struct Report {
     memory: Option<HostMemory>,
     libraries: Vec<Library>,
     tables: Vec<Table>,
-    /// Cards on which the flags are impossible, and why.
-    refused: Vec<(String, String)>,
+    refused: Vec<Refused>,
     batches: Vec<Batch>,
 }
 
@@ -103,6 +102,12 @@ struct Batch {
     host: Option<Planned>,
     /// The profile's card, its bytes of memory.
     card: Option<(String, u64, Planned)>,
+}
+
+/// A card on which the flags are impossible.
+struct Refused {
+    arch: String,
+    why: String,
 }
 
 type Planned = std::result::Result<(usize, MemoryUse), String>;
@@ -154,7 +159,7 @@ fn libraries() -> Vec<Library> {
 
 /// The tables of preferences: the CPU's, which is in force, and those of cards; and the cards on
 /// which the flags are impossible.
-fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<(String, String)>)> {
+fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<Refused>)> {
     let family = |arch: &Arch| match arch.machine {
         Machine::Cpu => DeviceName::Cpu,
         Machine::Cuda { .. } => DeviceName::Cuda,
@@ -176,7 +181,7 @@ fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<(Strin
             Ok(preferences) => preferences,
             // "--gemm vendor" is possible on some cards only.
             Err(Error::Input { place, problem, .. }) => {
-                refused.push((arch.name, format!("{place}: {problem}")));
+                refused.push(Refused { arch: arch.name, why: format!("{place}: {problem}") });
                 continue;
             }
             Err(error) => return Err(error),
@@ -324,7 +329,7 @@ impl Report {
             let heading = format!("What runs where on {}{in_force}", table.archs.join(", "));
             section(&mut out, &heading, &grouped(&table.preferences));
         }
-        let refused = |(arch, why): &(String, String)| row([arch, why]);
+        let refused = |refused: &Refused| row([&refused.arch, &refused.why]);
         let refused: Vec<Vec<String>> = self.refused.iter().map(refused).collect();
         section(&mut out, "Impossible with these flags", &refused);
         let heading = format!(
@@ -354,6 +359,7 @@ impl Report {
     fn json(&self) -> Value {
         let library =
             |l: &Library| json!({ "family": l.family, "library": l.what, "path": l.found });
+        let refused = |r: &Refused| json!({ "arch": r.arch, "why": r.why });
         let table = |t: &Table| json!({ "archs": t.archs, "preferences": t.preferences });
         let planned = |planned: &Planned| match planned {
             Ok((batch, memory)) => json!({ "batch": batch, "bytes": memory.peak() }),
@@ -375,7 +381,7 @@ impl Report {
             "gpu_backends": [],
             "libraries": self.libraries.iter().map(library).collect::<Vec<_>>(),
             "routes": self.tables.iter().map(table).collect::<Vec<_>>(),
-            "impossible": self.refused,
+            "impossible": self.refused.iter().map(refused).collect::<Vec<_>>(),
             "batches": self.batches.iter().map(batch).collect::<Vec<_>>(),
         })
     }
