@@ -81,7 +81,7 @@ impl Column {
                 format!("numbers {min} to {max}, median {median}")
             }
             Kind::Classes(classes) => {
-                let each: Vec<String> = classes.iter().map(|(c, n)| format!("{c} {n}")).collect();
+                let each: Vec<String> = classes.iter().map(|(c, n)| format!("{c} ({n})")).collect();
                 format!("classes {}", each.join(", "))
             }
             Kind::Availability => "whether a recording is available".to_string(),
@@ -185,7 +185,7 @@ mod tests {
         let sex = of(&["F", "M", "n/a", "F", "M", "F"]);
         assert_eq!(sex.kind, Kind::Classes(vec![("F".into(), 3), ("M".into(), 2)]));
         assert!(sex.is_target() && sex.missing == 1);
-        assert_eq!(sex.words(), "classes F 3, M 2");
+        assert_eq!(sex.words(), "classes F (3), M (2)");
         assert!(of(&["0", "1", "1", "0"]).is_target());
         assert!(matches!(of(&["0", "1", "1", "0"]).kind, Kind::Classes(_)));
         for not_learnable in [
@@ -200,7 +200,7 @@ mod tests {
         let mixed = of(&["21", "22.5", "unknown", "23", "24", "NaN", "inf"]);
         assert_eq!(mixed.kind, Kind::Text { distinct: 6, other: ("unknown".into(), 2) });
         assert_eq!((mixed.present, mixed.missing), (6, 1));
-        assert_eq!(of(&["1", "1.0", "2"]).words(), "classes 1 1, 1.0 1, 2 1");
+        assert_eq!(of(&["1", "1.0", "2"]).words(), "classes 1 (1), 1.0 (1), 2 (1)");
         assert_eq!(of(&["n/a"]).kind, Kind::Empty);
     }
 }

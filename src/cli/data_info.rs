@@ -113,6 +113,9 @@ fn read_all<'a>(entries: &'a [Entry], console: &Console) -> Result<Signals<'a>> 
     };
     let found: Vec<Option<Result<Facts<'a>>>> =
         pool.install(|| entries.par_iter().map(read).collect());
+    if let Some(bar) = bar.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        bar.finish();
+    }
     let mut signals = Signals::default();
     for (entry, outcome) in entries.iter().zip(found) {
         match outcome {

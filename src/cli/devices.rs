@@ -58,12 +58,14 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     let memory = host_memory();
     let limit = wanted.memory.map(|bytes| bytes.0);
     let cpu = Cpu::new(settings.train.threads.unwrap_or(0), limit.unwrap_or(u64::MAX))?;
+    let (tables, refused) = tables(cpu.arch(), &wanted)?;
     let report = Report {
         cpu_name: cpu_name(),
         cpu: cpu.arch().clone(),
         memory,
         libraries: libraries(),
-        tables: tables(cpu.arch(), &wanted)?,
+        tables,
+        refused,
         batches: batches(cpu.arch(), memory, &wanted, &flags)?,
     };
     console.finish(report.words().trim_end(), &report.json());
@@ -76,6 +78,7 @@ struct Report {
     memory: Option<HostMemory>,
     libraries: Vec<Library>,
     tables: Vec<Table>,
+    refused: Vec<Refused>,
     batches: Vec<Batch>,
 }
 
@@ -99,6 +102,12 @@ struct Batch {
     host: Option<Planned>,
     /// The profile's card, its bytes of memory.
     card: Option<(String, u64, Planned)>,
+}
+
+/// A card on which the flags are impossible.
+struct Refused {
+    arch: String,
+    why: String,
 }
 
 type Planned = std::result::Result<(usize, MemoryUse), String>;
@@ -148,8 +157,9 @@ fn libraries() -> Vec<Library> {
     LIBRARIES.iter().map(library).collect()
 }
 
-/// The tables of preferences: the CPU's, which is in force, and those of cards.
-fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<Vec<Table>> {
+/// The tables of preferences: the CPU's, which is in force, and those of cards; and the cards on
+/// which the flags are impossible.
+fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<Refused>)> {
     let family = |arch: &Arch| match arch.machine {
         Machine::Cpu => DeviceName::Cpu,
         Machine::Cuda { .. } => DeviceName::Cuda,
@@ -165,25 +175,23 @@ fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<Vec<Table>> {
         };
         tables.push(Table { archs: vec![cpu.name.clone()], preferences });
     }
-    let mut refused = None;
+    let mut refused = Vec::new();
     for arch in Arch::claimable().filter_map(Arch::claim).filter(asked) {
         let preferences = match route::routes_with(&arch, wanted.gemm, &wanted.route) {
             Ok(preferences) => preferences,
             // "--gemm vendor" is possible on some cards only.
-            Err(error) => {
-                refused = Some(error);
+            Err(Error::Input { place, problem, .. }) => {
+                refused.push(Refused { arch: arch.name, why: format!("{place}: {problem}") });
                 continue;
             }
+            Err(error) => return Err(error),
         };
         match tables.iter_mut().find(|table| table.preferences == preferences) {
             Some(table) => table.archs.push(arch.name),
             None => tables.push(Table { archs: vec![arch.name], preferences }),
         }
     }
-    match refused {
-        Some(error) if tables.is_empty() => Err(error),
-        _ => Ok(tables),
-    }
+    Ok((tables, refused))
 }
 
 /// The batches of all profiles, on this machine and on the card each is made for.
@@ -321,6 +329,9 @@ impl Report {
             let heading = format!("What runs where on {}{in_force}", table.archs.join(", "));
             section(&mut out, &heading, &grouped(&table.preferences));
         }
+        let refused = |refused: &Refused| row([&refused.arch, &refused.why]);
+        let refused: Vec<Vec<String>> = self.refused.iter().map(refused).collect();
+        section(&mut out, "Impossible with these flags", &refused);
         let heading = format!(
             "Largest batch in f32, windows of {CHANNELS} channels and 2 s at 100 Hz (a CPU's ends \
              at the profile's)"
@@ -348,6 +359,7 @@ impl Report {
     fn json(&self) -> Value {
         let library =
             |l: &Library| json!({ "family": l.family, "library": l.what, "path": l.found });
+        let refused = |r: &Refused| json!({ "arch": r.arch, "why": r.why });
         let table = |t: &Table| json!({ "archs": t.archs, "preferences": t.preferences });
         let planned = |planned: &Planned| match planned {
             Ok((batch, memory)) => json!({ "batch": batch, "bytes": memory.peak() }),
@@ -369,12 +381,13 @@ impl Report {
             "gpu_backends": [],
             "libraries": self.libraries.iter().map(library).collect::<Vec<_>>(),
             "routes": self.tables.iter().map(table).collect::<Vec<_>>(),
+            "impossible": self.refused.iter().map(refused).collect::<Vec<_>>(),
             "batches": self.batches.iter().map(batch).collect::<Vec<_>>(),
         })
     }
 }
 
-/// Ops that run the same way for the same reason share a row.
+/// Ops that run the same way for the same reason share a row; the row of most comes last.
 fn grouped(preferences: &[Preference]) -> Vec<Vec<String>> {
     let mut groups: Vec<(Choice, &str, Vec<&str>)> = Vec::new();
     for p in preferences {
@@ -383,12 +396,15 @@ fn grouped(preferences: &[Preference]) -> Vec<Vec<String>> {
             None => groups.push((p.choice, &p.reason, vec![p.op])),
         }
     }
-    let row = |(choice, reason, ops): &(Choice, &str, Vec<&str>)| {
-        let ops = match ops.len() == preferences.len() {
-            true => "every op".to_string(),
-            false => ops.join(", "),
+    groups.sort_by_key(|(_, _, ops)| ops.len());
+    let (last, alone) = (groups.len().saturating_sub(1), groups.len() == 1);
+    let row = |(i, (choice, reason, ops)): (usize, &(Choice, &str, Vec<&str>))| {
+        let ops = match (i == last, alone) {
+            (true, true) => "every op".to_string(),
+            (true, false) => "every other op".to_string(),
+            (false, _) => ops.join(", "),
         };
-        vec![choice.to_string(), ops, reason.to_string()]
+        vec![ops, choice.to_string(), reason.to_string()]
     };
-    groups.iter().map(row).collect()
+    groups.iter().enumerate().map(row).collect()
 }

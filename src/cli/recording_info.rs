@@ -97,15 +97,13 @@ fn words(recording: &Recording, place: Option<&str>, amplitudes: &[Amplitude]) -
     let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     let rates = text::tally(recording.channels.iter().map(|c| hz(c.sample_rate)));
     let rates: Vec<&str> = rates.iter().map(|(rate, _)| rate.as_str()).collect();
+    let seconds = recording.duration_s();
+    let duration = match seconds < 60.0 {
+        true => format!("{} s", text::number(seconds)),
+        false => format!("{} ({} s)", time(seconds), text::number(seconds)),
+    };
     let mut head = vec![
-        row([
-            "duration",
-            &format!(
-                "{} ({} s)",
-                time(recording.duration_s()),
-                text::number(recording.duration_s())
-            ),
-        ]),
+        row(["duration", &duration]),
         row(["channels", &kinds.join(", ")]),
         row(["rate", &rates.join(", ")]),
     ];

@@ -34,16 +34,39 @@ pub fn plan_batch(arch: &Arch, limit: u64, spec: &StepSpec) -> Result<(usize, Me
         (Machine::Cpu, batch) => batch,
         _ => CARD_MOST,
     };
-    let mut found = (1, plan(arch, limit, spec, 1).map_err(not_even_one)?);
-    while found.0 < most {
-        let batch = (2 * found.0).min(most);
-        match plan(arch, limit, spec, batch) {
-            Ok(memory) => found = (batch, memory),
-            Err(Error::OutOfMemory { .. }) => break,
-            Err(error) => return Err(error),
+    let one = plan(arch, limit, spec, 1).map_err(not_even_one)?;
+    if most == 1 {
+        return Ok((1, one));
+    }
+    // A plan of a large model takes a while, and memory grows in proportion to the batch: where
+    // that leads is tried first.
+    let second = plan(arch, u64::MAX, spec, 2)?.peak();
+    let per_window = second.saturating_sub(one.peak()).max(1);
+    let guess = 1 + (limit - one.peak()) / per_window;
+    let guess = usize::try_from(guess).unwrap_or(most).clamp(1, most);
+    let mut batch = if guess == most { most } else { 1 << guess.ilog2() };
+    let mut found = fitting(arch, limit, spec, batch)?;
+    if found.is_some() {
+        while let Some(larger) = Some((2 * batch).min(most)).filter(|&larger| larger > batch)
+            && let Some(memory) = fitting(arch, limit, spec, larger)?
+        {
+            (batch, found) = (larger, Some(memory));
         }
     }
-    Ok(found)
+    while found.is_none() && batch > 1 {
+        batch = 1 << (batch - 1).ilog2();
+        found = fitting(arch, limit, spec, batch)?;
+    }
+    Ok((batch, found.unwrap_or(one)))
+}
+
+/// The plan of a batch; None where it does not fit.
+fn fitting(arch: &Arch, limit: u64, spec: &StepSpec, batch: usize) -> Result<Option<MemoryUse>> {
+    match plan(arch, limit, spec, batch) {
+        Ok(memory) => Ok(Some(memory)),
+        Err(Error::OutOfMemory { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn plan(arch: &Arch, limit: u64, spec: &StepSpec, batch: usize) -> Result<MemoryUse> {
