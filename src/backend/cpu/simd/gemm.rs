@@ -43,7 +43,7 @@ const PANEL: usize = 32;
 
 /// Terms of a sum that are added before moving to the next rows: B's part of as many rows stays in
 /// the second-level cache.
-const DEPTH: usize = 256;
+const DEPTH: usize = 512;
 
 /// The right-hand side of a product, ready for many left-hand sides.
 #[derive(Debug, Clone, Copy)]
@@ -206,44 +206,29 @@ fn own_kernels(
     (c, c_rs): (&mut [f32], usize),
 ) {
     let tall = m.div_ceil(m.div_ceil(tiles.rows()));
-    // Down a column of a wide matrix every element is on another page: gather those first.
-    let gather = a.rs == 1 && a.cs > 16 * tall;
-    scratch(if gather { tall * DEPTH.min(k) } else { 0 }, |gathered: &mut [f32]| {
-        for from in (0..k).step_by(DEPTH) {
-            let depth = DEPTH.min(k - from);
-            let beta = if from == 0 { beta } else { 1.0 };
-            for i in (0..m).step_by(tall) {
-                let rows = tall.min(m - i);
-                let mut left = Mat { data: &a.data[i * a.rs + from * a.cs..], ..a };
-                if gather {
-                    let lines = gathered.chunks_exact_mut(rows).take(depth);
-                    for (to, from) in lines.zip(left.data.chunks(a.cs)) {
-                        to.copy_from_slice(&from[..rows]);
-                    }
-                    left = Mat::new(gathered, 1, rows);
-                }
-                for j in (0..n).step_by(PANEL) {
-                    let product = Product {
-                        m: rows,
-                        n: PANEL.min(n - j),
-                        k: depth,
-                        alpha,
-                        a: left.data.as_ptr(),
-                        a_rs: left.rs,
-                        a_cs: left.cs,
-                        b: b[j / PANEL * b_step + from * b_rs..].as_ptr(),
-                        b_rs,
-                        beta,
-                        c: c[i * c_rs + j..].as_mut_ptr(),
-                        c_rs,
-                    };
-                    // SAFETY: the caller asserted that the three slices hold their matrices, of
-                    // which this is a part; `c` is exclusive; `tiles` was detected.
-                    unsafe { tiles.run(&product) };
-                }
+    for from in (0..k).step_by(DEPTH) {
+        for i in (0..m).step_by(tall) {
+            for j in (0..n).step_by(PANEL) {
+                let product = Product {
+                    m: tall.min(m - i),
+                    n: PANEL.min(n - j),
+                    k: DEPTH.min(k - from),
+                    alpha,
+                    a: a.data[i * a.rs + from * a.cs..].as_ptr(),
+                    a_rs: a.rs,
+                    a_cs: a.cs,
+                    b: b[j / PANEL * b_step + from * b_rs..].as_ptr(),
+                    b_rs,
+                    beta: if from == 0 { beta } else { 1.0 },
+                    c: c[i * c_rs + j..].as_mut_ptr(),
+                    c_rs,
+                };
+                // SAFETY: the caller asserted that the three slices hold their matrices, of which
+                // this is a part; `c` is exclusive; `tiles` was detected.
+                unsafe { tiles.run(&product) };
             }
         }
-    });
+    }
 }
 
 /// The `gemm` crate's product, for slices that hold their matrices.
@@ -282,5 +267,90 @@ fn crate_gemm<T: Real>(
             false,
             gemm::Parallelism::None,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::rng::Rng;
+
+    fn draw(rng: &mut Rng, n: usize) -> Vec<f32> {
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    /// The product cut as the op cuts it, on this many threads.
+    fn on_threads(
+        threads: usize,
+        (m, n, k): (usize, usize, usize),
+        (a, b): (Mat<'_, f32>, Mat<'_, f32>),
+        mut c: Vec<f32>,
+    ) -> Vec<f32> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("starts");
+        let per = rows_per_piece(m, m * n * k);
+        pool.install(|| {
+            with_packed((k, n), b, |b| {
+                c.par_chunks_mut(per * n).enumerate().for_each(|(i, c)| {
+                    let a = Mat::new(&a.data[i * per * a.rs..], a.rs, a.cs);
+                    gemm_with((c.len() / n, n, k), 0.5, a, b, 1.0, c, n);
+                });
+            });
+        });
+        c
+    }
+
+    #[test]
+    fn every_cut_gives_the_same_bytes_and_the_product() {
+        let mut rng = Rng::new(41, 0);
+        for dims in [(1, 1, 1), (13, 33, 5), (97, 200, 31), (301, 47, 1030), (130, 129, 513)] {
+            let (m, n, k) = dims;
+            let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
+            let c = draw(&mut rng, m * n);
+            for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
+                let left = if a_t { Mat::new(&a, 1, m) } else { Mat::new(&a, k, 1) };
+                let right = if b_t { Mat::new(&b, 1, k) } else { Mat::new(&b, n, 1) };
+                let found = on_threads(1, dims, (left, right), c.clone());
+                for threads in [2, 3, 5] {
+                    assert!(found == on_threads(threads, dims, (left, right), c.clone()));
+                }
+                let mut whole = c.clone();
+                gemm(dims, 0.5, left, right, 1.0, &mut whole, n);
+                assert!(found == whole, "{dims:?}: in one piece");
+                for (at, found) in found.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let terms = (0..k).map(|p| {
+                        let a = a[i * left.rs + p * left.cs];
+                        f64::from(a) * f64::from(b[p * right.rs + j * right.cs])
+                    });
+                    let want = 0.5 * terms.sum::<f64>() + f64::from(c[at]);
+                    let error = (f64::from(*found) - want).abs();
+                    assert!(error < 1e-6 * (k as f64).sqrt() * 8.0, "{dims:?} at {i}, {j}");
+                }
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn both_instruction_sets_agree() {
+        if !is_x86_feature_detected!("avx512f") {
+            eprintln!("skipped: no AVX-512 here");
+            return;
+        }
+        let mut rng = Rng::new(43, 0);
+        for dims in [(1, 1, 3), (7, 9, 20), (29, 71, 600), (64, 16, 200)] {
+            let (m, n, k) = dims;
+            let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
+            let run = |tiles| {
+                // One column more than the matrix has must stay as it was.
+                let mut c = vec![7.0; m * (n + 1)];
+                let (a, b) = (Mat::new(&a[..], k, 1), (&b[..], n, PANEL));
+                own_kernels(tiles, dims, (1.0, 0.0), a, b, (&mut c, n + 1));
+                c
+            };
+            let (wide, narrow) = (run(Tiles::Avx512), run(Tiles::Avx2));
+            assert!(wide == narrow, "{dims:?}");
+            assert!(wide.chunks(n + 1).all(|row| row[n] == 7.0), "{dims:?}: past the edge");
+        }
     }
 }
