@@ -3,17 +3,34 @@
 use clap::Parser;
 use engine::cli::args::{Cli, Command};
 use engine::cli::console::Console;
+use engine::train::signal::EXIT_INTERRUPTED;
+use std::process::ExitCode;
 
-fn main() {
-    let cli = Cli::parse();
-    if let Command::Train(args) = cli.command {
-        let console = Console::new(args.output.quiet, args.output.json);
-        match engine::cli::train::run(&args, &console) {
-            Ok(_) => {}
-            Err(error) => {
-                console.error(&error);
-                std::process::exit(i32::from(error.exit_code()));
-            }
+fn main() -> ExitCode {
+    let (console, ended) = match Cli::parse().command {
+        Command::Train(args) => {
+            let console = Console::new(args.output.quiet, args.output.json);
+            let ended = engine::cli::train::run(&args, &console);
+            (console, ended)
+        }
+        Command::Evaluate(args) => {
+            let console = Console::new(args.output.quiet, args.output.json);
+            let ended = engine::cli::evaluate::run(&args, &console).map(|()| true);
+            (console, ended)
+        }
+        Command::Predict(args) => {
+            let console = Console::new(args.output.quiet, args.output.json);
+            let ended = engine::cli::evaluate::predict(&args, &console).map(|()| true);
+            (console, ended)
+        }
+        _ => return ExitCode::FAILURE,
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_INTERRUPTED),
+        Err(error) => {
+            console.error(&error);
+            ExitCode::from(error.exit_code())
         }
     }
 }

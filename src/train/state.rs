@@ -55,6 +55,8 @@ pub struct Progress {
     pub early_stop: EarlyStop,
     /// Nothing is left to train.
     pub finished: bool,
+    /// Windows of one forward pass: where memory decided it, it must stay what it was.
+    pub batch: usize,
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
