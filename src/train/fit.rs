@@ -305,7 +305,8 @@ impl<'a> Fit<'a> {
             return Ok(Ended::Finished);
         }
         let (mut metrics, mut events) = if progress.step > 0 {
-            let (log, _) = MetricsLog::resume(&self.paths.metrics(), progress.step, progress.epoch)?;
+            let (log, _) =
+                MetricsLog::resume(&self.paths.metrics(), progress.step, progress.epoch)?;
             (log, EventWriter::resume(self.paths.events(), progress.step + 1)?)
         } else {
             (MetricsLog::create(&self.paths.metrics())?, EventWriter::create(self.paths.events())?)

@@ -145,7 +145,8 @@ fn a_log_torn_at_any_byte_resumes_whole() {
 fn resuming_drops_what_is_no_record_and_counts_it() {
     let folder = folder();
     let path = folder.path().join("metrics.jsonl");
-    let (mut log, dropped) = MetricsLog::resume(&path, 7, 1).expect("a log that is absent is empty");
+    let (mut log, dropped) =
+        MetricsLog::resume(&path, 7, 1).expect("a log that is absent is empty");
     assert_eq!(dropped, 0);
     log.append(&json!({"step": 7, "text": "line\nbreak"})).expect("appended");
     let mut bytes = std::fs::read(&path).expect("read");
