@@ -69,13 +69,24 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
             check_paths(&resolved.settings)?;
             let s = &resolved.settings;
             let run = RunDir::create(s.run.dir.as_deref(), s.model.name.word(), &s.data.target)?;
-            results::write_text(&run.paths.config(), &resolved.to_toml()?)?;
+            if let Err(error) = results::write_text(&run.paths.config(), &resolved.to_toml()?) {
+                run.discard();
+                return Err(error);
+            }
             (resolved, run, false)
         }
     };
-    console.log_to(&run.paths.log())?;
     let session = Session { resolved: &resolved, paths: &run.paths, console, resume };
-    let ended = session.run()?;
+    let ended = match console.log_to(&run.paths.log()).and_then(|()| session.run()) {
+        Ok(ended) => ended,
+        Err(error) => {
+            // Nothing was trained: the mended command should not find its folder taken.
+            if !resume && !session.has_begun() {
+                run.discard();
+            }
+            return Err(error);
+        }
+    };
     if ended == Ended::Interrupted {
         let dir = run.paths.root().display();
         let text = format!("stopped and saved; go on with: engine train --resume {dir}");
@@ -116,11 +127,19 @@ impl Session<'_> {
         &self.resolved.settings
     }
 
+    /// True once a step may have been taken.
+    fn has_begun(&self) -> bool {
+        self.paths.metrics().exists() || self.paths.fold(1).metrics().exists()
+    }
+
     fn run(&self) -> Result<Ended> {
         let start = Instant::now();
         let settings = self.settings();
         let backend = device(settings, self.console)?;
-        let data = dataset::open(settings, self.console, signal::stop_flag())?;
+        let data = match dataset::open(settings, self.console, signal::stop_flag()) {
+            Err(_) if signal::stop_requested() => return Ok(Ended::Interrupted),
+            other => other?,
+        };
         let splits = self.splits(&data)?;
         let mut proofs = String::new();
         for (i, split) in splits.iter().enumerate() {
@@ -151,7 +170,7 @@ impl Session<'_> {
                 false => "training".to_string(),
             };
             let train = windows_of(&data, split, Part::Train);
-            let batch = self.batch(&backend, &data, &train)?;
+            let batch = self.batch(&paths, &backend, &data, &train)?;
             let device = (Arc::clone(&backend), batch);
             let mut fit =
                 Fit::new(settings, &data, split, device, (paths.clone(), label), self.console)?;
@@ -201,11 +220,32 @@ impl Session<'_> {
         Ok(Ended::Finished)
     }
 
-    fn batch(&self, backend: &Arc<dyn Backend>, data: &Dataset, train: &[Window]) -> Result<usize> {
+    /// The batch asked for, else the one the run has had, else what fits into memory.
+    fn batch(
+        &self,
+        paths: &RunPaths,
+        backend: &Arc<dyn Backend>,
+        data: &Dataset,
+        train: &[Window],
+    ) -> Result<usize> {
         let settings = self.settings();
         let labels: Vec<f64> = train.iter().map(|w| data.label(w)).collect();
         if let Some(batch) = settings.train.batch {
-            return Ok(batch);
+            let most = (train.len() / settings.train.accumulation).max(1);
+            let origin = self.resolved.origin("train.batch");
+            if batch > most && matches!(origin, config::Origin::Flag(_)) {
+                let problem = format!(
+                    "{batch} x {} windows of a step are more than the {} there are to train on",
+                    settings.train.accumulation,
+                    train.len()
+                );
+                let remedy = format!("give {most} or less, or auto");
+                return Err(Error::input(origin, problem, remedy));
+            }
+            return Ok(batch.min(most));
+        }
+        if self.resume && paths.last().exists() {
+            return Ok(Loaded::open(&paths.last())?.progress()?.batch);
         }
         let spec = step_spec(settings, data, &labels, 0)?;
         let arch = backend.arch();

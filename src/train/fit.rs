@@ -234,7 +234,7 @@ impl<'a> Fit<'a> {
         };
         let augment = augmentation(settings, data)?;
         let schedule = Schedule::from_settings(t, total)?;
-        let fit = Self {
+        Ok(Self {
             settings,
             data,
             console,
@@ -247,9 +247,7 @@ impl<'a> Fit<'a> {
             sampler,
             schedule,
             augment,
-        };
-        fit.start_from_init()?;
-        Ok(fit)
+        })
     }
 
     fn start_from_init(&self) -> Result<()> {
@@ -290,6 +288,7 @@ impl<'a> Fit<'a> {
             loss_sum: 0.0,
             early_stop: self.first_progress(),
             finished: false,
+            batch: self.step.spec().batch,
         };
         if resume && last.exists() {
             let loaded = Loaded::open(&last)?;
@@ -299,12 +298,15 @@ impl<'a> Fit<'a> {
                 let at = format!("{}: going on after step {}", self.label, progress.step);
                 self.console.say(&at);
             }
+        } else {
+            self.start_from_init()?;
         }
         if progress.finished {
             return Ok(Ended::Finished);
         }
         let (mut metrics, mut events) = if progress.step > 0 {
-            let (log, _) = MetricsLog::resume(&self.paths.metrics(), progress.step)?;
+            let (log, _) =
+                MetricsLog::resume(&self.paths.metrics(), progress.step, progress.epoch)?;
             (log, EventWriter::resume(self.paths.events(), progress.step + 1)?)
         } else {
             (MetricsLog::create(&self.paths.metrics())?, EventWriter::create(self.paths.events())?)
@@ -320,6 +322,9 @@ impl<'a> Fit<'a> {
             let order = self.sampler.order(progress.epoch);
             for batch in order.chunks_exact(self.step.rows()).skip(progress.step_in_epoch as usize)
             {
+                if progress.step >= total {
+                    break;
+                }
                 let (loss, norm) = self.one_step(batch, &mut buffers, progress.step)?;
                 progress.step += 1;
                 progress.step_in_epoch += 1;
@@ -329,24 +334,29 @@ impl<'a> Fit<'a> {
                 self.record(&mut metrics, &mut events, &progress, loss, norm)?;
                 if signal::stop_requested() {
                     bar.finish();
-                    save_run(&self.step, &self.about, &progress, &last)?;
+                    self.save(&progress)?;
                     return Ok(Ended::Interrupted);
                 }
-                if progress.step >= total {
-                    break;
-                }
                 if self.save_is_due(&progress, saved) {
-                    save_run(&self.step, &self.about, &progress, &last)?;
+                    self.save(&progress)?;
                     saved = Instant::now();
                 }
             }
             self.end_epoch(&mut progress, &mut metrics, &mut events)?;
             progress.finished |= progress.step >= total;
-            save_run(&self.step, &self.about, &progress, &last)?;
+            self.save(&progress)?;
             saved = Instant::now();
         }
         bar.finish();
         Ok(Ended::Finished)
+    }
+
+    /// Saves the last state, which is never one with weights that are no numbers.
+    fn save(&self, progress: &Progress) -> Result<()> {
+        if let Some(tensor) = self.step.find_not_finite()? {
+            return Err(self.diverged(progress.step, tensor));
+        }
+        save_run(&self.step, &self.about, progress, &self.paths.last())
     }
 
     fn save_is_due(&self, progress: &Progress, saved: Instant) -> bool {
@@ -418,7 +428,9 @@ impl<'a> Fit<'a> {
         self.step.train(t.seed, control, rates)?;
         let (loss, norm) = (self.step.loss()?, self.step.optimizer().norm(self.step.params())?);
         if !loss.is_finite() || !norm.is_finite() {
-            return Err(self.diverged(step + 1, loss)?);
+            let found = self.step.find_not_finite()?;
+            let tensor = found.unwrap_or_else(|| format!("the loss ({loss})"));
+            return Err(self.diverged(step + 1, tensor));
         }
         Ok((loss, norm))
     }
@@ -435,21 +447,20 @@ impl<'a> Fit<'a> {
         }
     }
 
-    fn diverged(&self, step: u64, loss: f64) -> Result<Error> {
-        let tensor = self.step.find_not_finite()?;
+    fn diverged(&self, step: u64, tensor: String) -> Error {
         let last = self.paths.last();
         let kept = match last.exists() {
             true => format!("the last good checkpoint is {}", last.display()),
             false => "no checkpoint was saved yet".into(),
         };
-        Ok(Error::NotFinite {
+        Error::NotFinite {
             step,
-            tensor: tensor.unwrap_or_else(|| format!("the loss ({loss})")),
+            tensor,
             remedy: format!(
-                "{kept}; start again with a lower --lr or --set train.clip=1.0, or with --init \
-                 from that checkpoint"
+                "{kept}; start again in another folder with a lower --lr or --set train.clip=1.0, \
+                 or with --init from that checkpoint"
             ),
-        })
+        }
     }
 
     fn record(
@@ -478,13 +489,16 @@ impl<'a> Fit<'a> {
         let validation = match self.validation.is_empty() {
             // Without validation subjects the latest weights are the ones kept.
             true => None,
-            false => Some(self.validation_loss()?),
+            false => Some(self.validation_loss(progress.step)?),
         };
         let verdict = match validation {
             Some(score) => progress.early_stop.update(progress.epoch, score),
             None => Verdict::Best,
         };
         if verdict == Verdict::Best {
+            if let Some(tensor) = self.step.find_not_finite()? {
+                return Err(self.diverged(progress.step, tensor));
+            }
             save_model(&self.step, &self.about, &self.paths.best())?;
         }
         let (step, epoch) = (progress.step, progress.epoch);
@@ -531,8 +545,11 @@ impl<'a> Fit<'a> {
 
     /// Mean loss over the validation windows: squared error of the z-score, or log loss with the
     /// classes' weights evened out.
-    fn validation_loss(&self) -> Result<f64> {
+    fn validation_loss(&self, step: u64) -> Result<f64> {
         let outputs = self.outputs(&self.validation)?;
+        if outputs.iter().any(|x| !x.is_finite()) {
+            return Err(self.diverged(step, "an output for a validation window".into()));
+        }
         let width = self.data.target.outputs();
         let classes = self.data.target.n_classes();
         let (mut sums, mut counts) = (vec![0.0; classes.max(1)], vec![0.0; classes.max(1)]);

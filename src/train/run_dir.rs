@@ -126,12 +126,12 @@ impl RunDir {
                 format!("go on with --resume {0}, or give --run another folder", dir.display());
             return Err(Error::input(dir.display(), "holds a run already", remedy));
         }
-        let others = match std::fs::read_dir(dir) {
-            Ok(entries) => entries.flatten().any(|entry| entry.file_name() != LOCK),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        let entries = match std::fs::read_dir(dir) {
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(cannot_make(dir, &error)),
         };
-        if others {
+        if entries.into_iter().flatten().flatten().any(|entry| !is_bare(&entry.path())) {
             let remedy = "give --run a new folder, or an empty one";
             return Err(Error::input(dir.display(), "is not empty", remedy));
         }
@@ -180,10 +180,39 @@ impl RunDir {
         Err(Error::input(dir.display(), problem, remedy))
     }
 
+    /// Gives up a run that never began to train: removes what was made for it, so that the same
+    /// command can be given again. What cannot be removed stays.
+    pub fn discard(self) {
+        let root = self.paths.root();
+        let files = ["config.toml", "log.txt", "split.txt", "split.json", LOCK];
+        let folds = (1..).map(|n| self.paths.fold(n)).take_while(|fold| fold.root().exists());
+        let folds: Vec<RunPaths> = folds.collect();
+        for part in folds.iter().chain([&self.paths]) {
+            let (checkpoints, events) = (part.checkpoints(), part.events());
+            for folder in [checkpoints, events, part.root().join("predictions")] {
+                let _ = std::fs::remove_dir(folder);
+            }
+        }
+        folds.iter().for_each(|fold| drop(std::fs::remove_dir(fold.root())));
+        files.iter().for_each(|name| drop(std::fs::remove_file(root.join(name))));
+        let _ = std::fs::remove_dir(root);
+    }
+
     fn hold(paths: RunPaths) -> Result<Self> {
         let lock = take_lock(paths.root())?;
         paths.make()?;
         Ok(Self { paths, _lock: lock })
+    }
+}
+
+/// True for what a process leaves that ended before it had written config.toml.
+fn is_bare(path: &Path) -> bool {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(LOCK | "config.toml.tmp") => true,
+        Some("checkpoints" | "events" | "predictions") => {
+            std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+        }
+        _ => false,
     }
 }
 
@@ -297,18 +326,20 @@ impl MetricsLog {
         Self::append_to(path)
     }
 
-    /// The log of an earlier run, without torn lines and without lines past `step`, from which the
-    /// run goes on. Returns how many lines were dropped.
+    /// The log of an earlier run, without torn lines and without lines past `step` of epoch
+    /// `epoch`, from which the run goes on. A line of kind "epoch" comes at the end of its epoch:
+    /// one of `epoch` is past that step, even where it has the same number. Returns how many lines
+    /// were dropped.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Input`] where the file cannot be read or written.
-    pub fn resume(path: &Path, step: u64) -> Result<(Self, usize)> {
+    pub fn resume(path: &Path, step: u64, epoch: u64) -> Result<(Self, usize)> {
         let bytes = match std::fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other.map_err(Error::io(path, "read"))?,
         };
         let lines = || bytes.split_inclusive(|&b| b == b'\n').filter(|line| *line != b"\n");
-        let kept: Vec<&[u8]> = lines().filter(|line| belongs(line, step)).collect();
+        let kept: Vec<&[u8]> = lines().filter(|line| belongs(line, step, epoch)).collect();
         let dropped = lines().count() - kept.len();
         if dropped > 0 || bytes.is_empty() {
             write_atomically(path, &mut |file| {
@@ -340,11 +371,12 @@ impl MetricsLog {
     }
 }
 
-/// True for a whole line of a step up to `step`.
-fn belongs(line: &[u8], step: u64) -> bool {
+/// True for a whole line of a step up to `step`, and not of the end of an epoch from `epoch` on.
+fn belongs(line: &[u8], step: u64, epoch: u64) -> bool {
     let Some(json) = line.strip_suffix(b"\n") else { return false };
-    let record: Option<serde_json::Value> = serde_json::from_slice(json).ok();
-    record.and_then(|record| record.get("step")?.as_u64()).is_some_and(|at| at <= step)
+    let Ok(record) = serde_json::from_slice::<serde_json::Value>(json) else { return false };
+    let ends_epoch = record["kind"] == "epoch" && record["epoch"].as_u64() >= Some(epoch);
+    record["step"].as_u64().is_some_and(|at| at <= step) && !ends_epoch
 }
 
 #[cfg(test)]

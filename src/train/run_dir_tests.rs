@@ -133,7 +133,7 @@ fn a_log_torn_at_any_byte_resumes_whole() {
     for cut in 0..=whole.len() {
         std::fs::write(&path, &whole[..cut]).expect("written");
         let complete = whole[..cut].iter().filter(|&&b| b == b'\n').count() as u64;
-        let (mut log, _) = MetricsLog::resume(&path, 30).expect("resumed");
+        let (mut log, _) = MetricsLog::resume(&path, 30, 1).expect("resumed");
         log.append(&json!({"step": 40})).expect("appended");
         let mut expected: Vec<u64> = (1..=complete.min(3)).map(|n| n * 10).collect();
         expected.push(40);
@@ -145,7 +145,8 @@ fn a_log_torn_at_any_byte_resumes_whole() {
 fn resuming_drops_what_is_no_record_and_counts_it() {
     let folder = folder();
     let path = folder.path().join("metrics.jsonl");
-    let (mut log, dropped) = MetricsLog::resume(&path, 7).expect("a log that is absent is empty");
+    let (mut log, dropped) =
+        MetricsLog::resume(&path, 7, 1).expect("a log that is absent is empty");
     assert_eq!(dropped, 0);
     log.append(&json!({"step": 7, "text": "line\nbreak"})).expect("appended");
     let mut bytes = std::fs::read(&path).expect("read");
@@ -153,6 +154,6 @@ fn resuming_drops_what_is_no_record_and_counts_it() {
         b"\0\0\0\xff\n{\"loss\": 1}\n{\"step\": -1}\n\n{\"step\": 7}\n{\"step\": 8}\n{\"st",
     );
     std::fs::write(&path, bytes).expect("written");
-    let (_, dropped) = MetricsLog::resume(&path, 7).expect("resumed");
+    let (_, dropped) = MetricsLog::resume(&path, 7, 1).expect("resumed");
     assert_eq!((dropped, steps(&path)), (5, vec![7, 7]));
 }

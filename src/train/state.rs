@@ -5,6 +5,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::checkpoint_file::{Checkpoint, StoredTensor};
 use super::early_stop::EarlyStop;
@@ -20,6 +21,8 @@ use crate::{Error, Result};
 const ABOUT: &str = "engine";
 /// Metadata key of [`Progress`].
 const PROGRESS: &str = "progress";
+/// Metadata key of the checksum over everything else.
+const CHECKSUM: &str = "xxh3";
 /// Prefix of optimizer state.
 const OPTIMIZER: &str = "optimizer.";
 
@@ -55,6 +58,8 @@ pub struct Progress {
     pub early_stop: EarlyStop,
     /// Nothing is left to train.
     pub finished: bool,
+    /// Windows of one forward pass: where memory decided it, it must stay what it was.
+    pub batch: usize,
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
@@ -91,7 +96,31 @@ fn json(value: &impl Serialize) -> Result<String> {
 pub fn save_model(step: &Step, about: &About, path: &Path) -> Result<()> {
     let mut checkpoint = weights(step.params(), step.optimizer().average())?;
     checkpoint.metadata.insert(ABOUT.into(), json(about)?);
+    seal(&mut checkpoint);
     checkpoint.save(path)
+}
+
+/// Checksum of names, types, shapes, bytes and metadata: a flipped bit anywhere changes it.
+fn checksum(file: &Checkpoint<'_>) -> String {
+    let mut hash = Xxh3::new();
+    let mut field = |bytes: &[u8]| {
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    for (key, text) in file.metadata.iter().filter(|(key, _)| *key != CHECKSUM) {
+        field(key.as_bytes());
+        field(text.as_bytes());
+    }
+    for (name, tensor) in &file.tensors {
+        field(name.as_bytes());
+        field(format!("{} {:?}", tensor.dtype, tensor.shape).as_bytes());
+        field(&tensor.bytes);
+    }
+    format!("{:016x}", hash.digest())
+}
+
+fn seal(file: &mut Checkpoint<'_>) {
+    file.metadata.insert(CHECKSUM.into(), checksum(file));
 }
 
 /// Saves everything needed to go on.
@@ -107,6 +136,7 @@ pub fn save_run(step: &Step, about: &About, progress: &Progress, path: &Path) ->
     }
     checkpoint.metadata.insert(ABOUT.into(), json(about)?);
     checkpoint.metadata.insert(PROGRESS.into(), json(progress)?);
+    seal(&mut checkpoint);
     checkpoint.save(path)
 }
 
@@ -117,12 +147,20 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Reads a checkpoint.
+    /// Reads a checkpoint and checks its checksum, where it has one.
     ///
     /// # Errors
-    /// As [`Checkpoint::load`].
+    /// As [`Checkpoint::load`], and [`Error::Input`] where the checksum is another.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { file: Checkpoint::load(path)?, path: path.to_path_buf() })
+        let file = Checkpoint::load(path)?;
+        if file.metadata.get(CHECKSUM).is_some_and(|told| *told != checksum(&file)) {
+            let remedy = format!(
+                "use another checkpoint or a whole copy of this one; if it was changed on purpose, \
+                 take the key `{CHECKSUM}` out of its metadata"
+            );
+            return Err(Error::input(path.display(), "is damaged: its checksum differs", remedy));
+        }
+        Ok(Self { file, path: path.to_path_buf() })
     }
 
     fn metadata<T: for<'de> Deserialize<'de>>(&self, key: &str, what: &str) -> Result<T> {
