@@ -55,7 +55,8 @@ fn dataset(dir: &Path) {
         seed: 5,
         ..synth::Settings::default()
     };
-    synth::write(&settings, dir, &|_, _| {}, &AtomicBool::new(false)).expect("writes");
+    let written = synth::write(&settings, dir, &|_, _| {}, &AtomicBool::new(false));
+    assert!(written.expect("writes").is_complete);
 }
 
 /// A short training of the program; gives its best checkpoint.
