@@ -1,19 +1,10 @@
 //! The program `engine`.
 
-use clap::Parser;
-use engine::cli::args::{Cli, Command};
-use engine::cli::console::Console;
+use std::process::ExitCode;
 
-fn main() {
-    let cli = Cli::parse();
-    if let Command::Train(args) = cli.command {
-        let console = Console::new(args.output.quiet, args.output.json);
-        match engine::cli::train::run(&args, &console) {
-            Ok(_) => {}
-            Err(error) => {
-                console.error(&error);
-                std::process::exit(i32::from(error.exit_code()));
-            }
-        }
-    }
+use clap::Parser;
+use engine::cli;
+
+fn main() -> ExitCode {
+    cli::run(cli::args::Cli::parse())
 }

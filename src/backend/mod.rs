@@ -2,13 +2,15 @@
 //! gradients; an op is data that says how it runs on which machine.
 //!
 //! # Layout
-//! [`Backend`] and [`Op`], the traits; [`arch`], facts about machines; [`arena`], the books of
-//! memory; [`null`], launches nothing and counts everything; [`cpu`], the reference.
+//! [`Backend`] and [`Op`], the traits; [`arch`], facts about machines; [`route`], what is preferred
+//! on which and why; [`arena`], the books of memory; [`null`], launches nothing and counts
+//! everything; [`cpu`], the reference.
 
 pub mod arch;
 pub mod arena;
 pub mod cpu;
 pub mod null;
+pub mod route;
 
 use std::any::Any;
 use std::fmt::{Debug, Display};

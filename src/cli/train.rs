@@ -16,19 +16,15 @@ use crate::metrics::Scores;
 use crate::report::{Fold, Report};
 use crate::train::dataset::{self, Dataset};
 use crate::train::fit::{Ended, Fit, curves, step_spec, windows_of};
+use crate::train::planner::{host_memory, plan_batch};
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
 use crate::train::signal;
 use crate::train::state::{About, Loaded};
 use crate::{Error, Result};
 
-/// Memory of a CPU run when nothing is said: what the machine has free.
-fn free_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
-    kib.map_or(4 << 30, |kib| kib << 10)
-}
+/// Memory of a CPU run where the system does not say what is free.
+const MEMORY_UNKNOWN: u64 = 4 << 30;
 
 /// The device of the settings.
 ///
@@ -41,7 +37,8 @@ pub fn device(settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>
         let remedy = "use --device cpu, or auto; `engine devices` says what was found";
         return Err(Error::input(format!("--device {}", d.device), problem, remedy));
     }
-    let limit = d.memory.map_or_else(free_memory, |bytes| bytes.0);
+    let free = || host_memory().map_or(MEMORY_UNKNOWN, |memory| memory.available);
+    let limit = d.memory.map_or_else(free, |bytes| bytes.0);
     let cpu = Cpu::new(settings.train.threads.unwrap_or(0), limit)?;
     let arch = cpu.arch();
     console.say(&format!("device {} with {} threads", arch.name, arch.units));
@@ -56,7 +53,7 @@ pub fn device(settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>
 ///
 /// # Errors
 /// Whatever is wrong with settings, data, files or the training itself.
-pub fn run(args: &TrainArgs, console: &Console) -> Result<bool> {
+pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     signal::install()?;
     let (resolved, run, resume) = match &args.resume {
         Some(dir) => {
@@ -83,9 +80,8 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<bool> {
         let dir = run.paths.root().display();
         let text = format!("stopped and saved; go on with: engine train --resume {dir}");
         console.finish(&text, &json!({ "interrupted": true, "run": run.paths.root() }));
-        return Ok(false);
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Wrong paths are reported before a run's folder is made.
@@ -211,9 +207,9 @@ impl Session<'_> {
         if let Some(batch) = settings.train.batch {
             return Ok(batch);
         }
-        let spec = step_spec(settings, data, &labels, 1)?;
+        let spec = step_spec(settings, data, &labels, 0)?;
         let arch = backend.arch();
-        let (batch, _) = crate::train::planner::plan_batch(arch, arch.memory, &spec)?;
+        let (batch, _) = plan_batch(arch, arch.memory, &spec)?;
         Ok(batch.min((train.len() / 4).max(1)))
     }
 

@@ -150,7 +150,7 @@ impl Default for ModelSettings {
             d_model: 128,
             n_heads: 8,
             n_layers: 6,
-            patch: 4,
+            patch: 1,
             dropout: 0.1,
             n_spectral: 1,
             shallow_filters: 40,

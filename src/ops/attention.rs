@@ -8,6 +8,7 @@ use super::{op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
+use crate::backend::cpu::simd::columns::{Columns, for_columns};
 use crate::backend::cpu::simd::gemm::{Mat, gemm};
 use crate::backend::{Arch, Machine, Plan, Route};
 use crate::tape::{Tape, Var};
@@ -57,12 +58,47 @@ impl Extents {
     }
 }
 
-/// Queries of one piece of work: their scores stay in the second-level cache.
-const QUERIES: usize = 128;
+/// Queries of one piece of work, whole blocks.
+const QUERIES: usize = 4 * BLOCK;
 
-/// Q, K and V of one head within one item's `[time, 3, heads, head_dim]`.
-fn head<T>(item: &[T], part: usize, h: usize, (heads, d): (usize, usize)) -> Mat<'_, T> {
-    Mat::new(&item[(part * heads + h) * d..], 3 * heads * d, 1)
+/// Queries that are taken together: scores are kept transposed, `[keys, BLOCK]`, so that the
+/// softmax runs down the columns, one query a vector lane, and so that they are at once the packed
+/// right-hand side of the next product.
+const BLOCK: usize = 32;
+
+/// Copies `d` columns of each row, `step` apart, to rows of `d`.
+#[inline(always)]
+fn gather<T: Real>(to: &mut [T], from: &[T], step: usize, d: usize) {
+    for (to, from) in to.chunks_exact_mut(d).zip(from.chunks(step)) {
+        to.copy_from_slice(&from[..d]);
+    }
+}
+
+/// Transposes rows of `d`, `step` apart, into columns of `to` `[d, BLOCK]`, scaled; columns past
+/// the last row become zero.
+#[inline(always)]
+fn gather_transposed<T: Real>(to: &mut [T], from: &[T], step: usize, rows: usize, scale: T) {
+    for (j, to) in to.chunks_exact_mut(BLOCK).enumerate() {
+        let (real, rest) = to.split_at_mut(rows);
+        for (to, from) in real.iter_mut().zip(from[j..].iter().step_by(step)) {
+            *to = *from * scale;
+        }
+        rest.fill(T::ZERO);
+    }
+}
+
+/// The inverse of [`gather_transposed`], column i scaled by `scales[i]`; `row(i)` is where it goes.
+#[inline(always)]
+fn scatter_transposed<'a, T: Real>(
+    from: &[T],
+    rows: impl Iterator<Item = &'a mut [T]>,
+    scales: &[T; BLOCK],
+) {
+    for (i, row) in rows.enumerate() {
+        for (to, from) in row.iter_mut().zip(from[i..].iter().step_by(BLOCK)) {
+            *to = *from * scales[i];
+        }
+    }
 }
 
 impl HostKernel for Attention {
@@ -78,17 +114,9 @@ impl HostKernel for Attention {
             let pieces =
                 out.par_chunks_mut(QUERIES * width).zip(lse.par_chunks_mut(QUERIES * heads));
             pieces.enumerate().for_each(|(i, (out, lse))| {
-                let (first, rows) = (i * QUERIES, out.len() / width);
-                scratch(rows * time, |p: &mut [T]| {
-                    for h in 0..heads {
-                        let q = head(&item[first * 3 * width..], 0, h, (heads, d));
-                        let k = head(item, 1, h, (heads, d));
-                        let v = head(item, 2, h, (heads, d));
-                        gemm((rows, time, d), scale, q, k.t(), T::ZERO, p, time);
-                        vectorised!(softmax_rows(p, time, &mut lse[h..], heads));
-                        let p = Mat::new(p, time, 1);
-                        gemm((rows, d, time), T::ONE, p, v, T::ZERO, &mut out[h * d..], width);
-                    }
+                let item = Item { qkv: item, extents: &self.0, scale };
+                scratch(2 * time * d + (time + 2 * d) * BLOCK, |memory: &mut [T]| {
+                    (0..heads).for_each(|h| item.head(h, i * QUERIES, out, lse, memory));
                 });
             });
         });
@@ -96,34 +124,81 @@ impl HostKernel for Attention {
     }
 }
 
-/// Softmax of each row in place; the log-sum-exp of row i goes to `lse[i * step]`.
+/// One item of the batch.
+struct Item<'a, T> {
+    /// `[time, 3, heads, head_dim]`
+    qkv: &'a [T],
+    extents: &'a Extents,
+    scale: T,
+}
+
+impl<T: Real> Item<'_, T> {
+    /// What follows the first element of Q, K or V (`part` 0, 1, 2) of head `h` at time `first`;
+    /// its rows are `3 * heads * head_dim` apart.
+    fn part(&self, part: usize, h: usize, first: usize) -> &[T] {
+        let (_, _, heads, d) = self.extents.dims();
+        &self.qkv[first * 3 * heads * d + (part * heads + h) * d..]
+    }
+
+    /// Results of head `h` for the queries from `first` on that `out` and `lse` have rows for.
+    fn head(&self, h: usize, first: usize, out: &mut [T], lse: &mut [T], memory: &mut [T]) {
+        let (_, time, heads, d) = self.extents.dims();
+        let (width, step) = (heads * d, 3 * heads * d);
+        let (keys, memory) = memory.split_at_mut(time * d);
+        let (values, memory) = memory.split_at_mut(time * d);
+        let (p, memory) = memory.split_at_mut(time * BLOCK);
+        let (q, y) = memory.split_at_mut(d * BLOCK);
+        gather(keys, self.part(1, h, 0), step, d);
+        gather(values, self.part(2, h, 0), step, d);
+        let (keys, values) = (Mat::new(keys, d, 1), Mat::new(values, d, 1));
+        let blocks = out.chunks_mut(BLOCK * width).zip(lse.chunks_mut(BLOCK * heads));
+        for (i, (out, lse)) in blocks.enumerate() {
+            let rows = out.len() / width;
+            let columns = columns(rows);
+            vectorised!(gather_transposed(
+                q,
+                self.part(0, h, first + i * BLOCK),
+                step,
+                rows,
+                self.scale
+            ));
+            gemm((time, columns, d), T::ONE, keys, Mat::new(q, BLOCK, 1), T::ZERO, p, BLOCK);
+            let (mut sums, mut lses) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
+            vectorised!(softmax_columns(p, &mut sums, &mut lses));
+            let p = Mat::new(p, BLOCK, 1);
+            gemm((d, columns, time), T::ONE, values.t(), p, T::ZERO, y, BLOCK);
+            let to = out.chunks_mut(width).map(|row| &mut row[h * d..(h + 1) * d]);
+            vectorised!(scatter_transposed(y, to, &sums));
+            lse[h..].iter_mut().step_by(heads).zip(lses).for_each(|(to, x)| *to = x);
+        }
+    }
+}
+
+/// Columns of a block to compute for `rows` queries: whole vectors.
+fn columns(rows: usize) -> usize {
+    rows.next_multiple_of(16).min(BLOCK)
+}
+
+/// Replaces each column of `p` `[time, BLOCK]` by its exponentials relative to its largest; gives
+/// the inverses of their sums, and the log-sum-exp.
 #[inline(always)]
-fn softmax_rows<T: Real>(p: &mut [T], time: usize, lse: &mut [T], step: usize) {
-    for (row, lse) in p.chunks_exact_mut(time).zip(lse.iter_mut().step_by(step)) {
-        let mut tops = [row[0]; 16];
-        let pieces = row.chunks_exact(16);
-        let rest = pieces.remainder();
-        for piece in pieces {
-            tops.iter_mut().zip(piece).for_each(|(t, &x)| *t = t.larger(x));
+fn softmax_columns<T: Real>(p: &mut [T], inverses: &mut [T; BLOCK], lse: &mut [T; BLOCK]) {
+    let mut tops = [T::of(f64::NEG_INFINITY); BLOCK];
+    for row in p.chunks_exact(BLOCK) {
+        for j in 0..BLOCK {
+            tops[j] = tops[j].larger(row[j]);
         }
-        tops.iter_mut().zip(rest).for_each(|(t, &x)| *t = t.larger(x));
-        let top = tops.iter().copied().fold(tops[0], T::larger);
-        let mut sums = [T::ZERO; 16];
-        let mut pieces = row.chunks_exact_mut(16);
-        for piece in &mut pieces {
-            for (sum, x) in sums.iter_mut().zip(piece) {
-                *x = (*x - top).exp();
-                *sum += *x;
-            }
+    }
+    let mut sums = [T::ZERO; BLOCK];
+    for row in p.chunks_exact_mut(BLOCK) {
+        for j in 0..BLOCK {
+            row[j] = (row[j] - tops[j]).exp();
+            sums[j] += row[j];
         }
-        for (sum, x) in sums.iter_mut().zip(pieces.into_remainder()) {
-            *x = (*x - top).exp();
-            *sum += *x;
-        }
-        let sum: T = sums.iter().copied().sum();
-        let inverse = T::ONE / sum;
-        row.iter_mut().for_each(|x| *x *= inverse);
-        *lse = top + sum.ln();
+    }
+    for j in 0..BLOCK {
+        inverses[j] = T::ONE / sums[j];
+        lse[j] = tops[j] + sums[j].ln();
     }
 }
 
@@ -136,78 +211,122 @@ impl HostKernel for AttentionBackward {
         let out = io.input_n::<T>(2, batch * time * width)?;
         let lse = io.input_n::<T>(3, batch * time * heads)?;
         let d_qkv = io.output_n::<T>(0, batch * time * 3 * width)?;
+        let scale = T::of(f64::from(self.0.scale));
         let each = d_qkv.par_chunks_mut(time * 3 * width).enumerate();
         each.for_each(|(b, d_item)| {
             let item = Item {
                 qkv: &qkv[b * time * 3 * width..][..time * 3 * width],
+                extents: &self.0,
+                scale,
+            };
+            let after = After {
                 out: &out[b * time * width..][..time * width],
                 d_out: &d_out[b * time * width..][..time * width],
                 lse: &lse[b * time * heads..][..time * heads],
             };
-            let rows = time.min(QUERIES);
-            scratch(2 * rows * time, |memory: &mut [T]| {
-                let (p, ds) = memory.split_at_mut(rows * time);
-                for h in 0..heads {
-                    for first in (0..time).step_by(QUERIES) {
-                        item.head_backward(&self.0, h, first, (p, ds), d_item);
-                    }
-                }
-            });
+            // Rows of all heads' Q, K and V at one time are rows of one matrix.
+            for_columns(d_item, width, d, |h, d_head| item.head_backward(h, &after, d_head));
         });
         Ok(())
     }
 }
 
-/// One item of the batch, with what its forward pass left.
-struct Item<'a, T> {
-    qkv: &'a [T],
+/// What the forward pass of one item left, and the gradient of its result.
+struct After<'a, T> {
     out: &'a [T],
     d_out: &'a [T],
     lse: &'a [T],
 }
 
+/// Working memory of one block of queries in the backward pass.
+struct Block<'a, T> {
+    /// `[time, BLOCK]`
+    p: &'a mut [T],
+    /// `[time, BLOCK]`
+    ds: &'a mut [T],
+    /// Q scaled and transposed, then dQ transposed, `[head_dim, BLOCK]`.
+    q_t: &'a mut [T],
+    /// Gradient of the result, transposed, `[head_dim, BLOCK]`.
+    g_t: &'a mut [T],
+}
+
 impl<T: Real> Item<'_, T> {
-    /// Gradients that queries from `first` on contribute to head `h`.
-    fn head_backward(
-        &self,
-        extents: &Extents,
-        h: usize,
-        first: usize,
-        (p, ds): (&mut [T], &mut [T]),
-        d_item: &mut [T],
-    ) {
-        let (_, time, heads, d) = extents.dims();
+    /// Gradients of head `h`, whose rows in `d_head` are those of Q, K, V at each time in turn.
+    fn head_backward(&self, h: usize, after: &After<'_, T>, mut d_head: Columns<'_, T>) {
+        let (_, time, heads, d) = self.extents.dims();
         let (width, step) = (heads * d, 3 * heads * d);
-        let scale = T::of(f64::from(extents.scale));
-        let rows = (time - first).min(QUERIES);
-        let (p, ds) = (&mut p[..rows * time], &mut ds[..rows * time]);
-        let q = head(&self.qkv[first * step..], 0, h, (heads, d));
-        let k = head(self.qkv, 1, h, (heads, d));
-        let v = head(self.qkv, 2, h, (heads, d));
+        scratch(4 * time * d + 2 * (time + d) * BLOCK, |memory: &mut [T]| {
+            let (keys, memory) = memory.split_at_mut(time * d);
+            let (values, memory) = memory.split_at_mut(time * d);
+            let (d_keys, memory) = memory.split_at_mut(time * d);
+            let (d_values, memory) = memory.split_at_mut(time * d);
+            let (p, memory) = memory.split_at_mut(time * BLOCK);
+            let (ds, memory) = memory.split_at_mut(time * BLOCK);
+            let (q_t, g_t) = memory.split_at_mut(d * BLOCK);
+            let mut block = Block { p, ds, q_t, g_t };
+            gather(keys, self.part(1, h, 0), step, d);
+            gather(values, self.part(2, h, 0), step, d);
+            let (keys, values) = (Mat::new(keys, d, 1), Mat::new(values, d, 1));
+            for first in (0..time).step_by(BLOCK) {
+                let rows = BLOCK.min(time - first);
+                self.scores_backward(h, (first, rows), after, (keys, values), &mut block);
+                let beta = if first == 0 { T::ZERO } else { T::ONE };
+                let (p, ds) = (Mat::new(block.p, BLOCK, 1), Mat::new(block.ds, BLOCK, 1));
+                let q = Mat::new(self.part(0, h, first), step, 1);
+                let g = Mat::new(&after.d_out[first * width + h * d..], width, 1);
+                gemm((time, d, rows), T::ONE, ds, q, beta, d_keys, d);
+                gemm((time, d, rows), T::ONE, p, g, beta, d_values, d);
+                let columns = columns(rows);
+                gemm((d, columns, time), T::ONE, keys.t(), ds, T::ZERO, block.q_t, BLOCK);
+                for i in 0..rows {
+                    let from = block.q_t[i..].iter().step_by(BLOCK);
+                    let row = d_head.row((first + i) * 3);
+                    row.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                }
+            }
+            let pairs = d_keys.chunks_exact(d).zip(d_values.chunks_exact(d));
+            for (i, (d_key, d_value)) in pairs.enumerate() {
+                d_head.row(3 * i + 1).copy_from_slice(d_key);
+                d_head.row(3 * i + 2).copy_from_slice(d_value);
+            }
+        });
+    }
+
+    /// Probabilities and gradients of the scores of one block of queries.
+    fn scores_backward(
+        &self,
+        h: usize,
+        (first, rows): (usize, usize),
+        after: &After<'_, T>,
+        (keys, values): (Mat<'_, T>, Mat<'_, T>),
+        block: &mut Block<'_, T>,
+    ) {
+        let (_, time, heads, d) = self.extents.dims();
+        let (width, columns, scale) = (heads * d, columns(rows), self.scale);
         let at = first * width + h * d;
-        let d_out = Mat::new(&self.d_out[at..], width, 1);
-        gemm((rows, time, d), scale, q, k.t(), T::ZERO, p, time);
-        gemm((rows, time, d), T::ONE, d_out, v.t(), T::ZERO, ds, time);
+        let (q, g, o) = (self.part(0, h, first), &after.d_out[at..], after.out[at..].chunks(width));
+        let (mut lse, mut delta) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
         vectorised!({
-            let pairs = p.chunks_exact_mut(time).zip(ds.chunks_exact_mut(time));
-            for (i, (p, ds)) in pairs.enumerate() {
-                let lse = self.lse[(first + i) * heads + h];
-                let row = at + i * width..at + i * width + d;
-                let (o, g) = (&self.out[row.clone()], &self.d_out[row]);
-                let delta: T = o.iter().zip(g).map(|(&o, &g)| o * g).sum();
-                for (p, ds) in p.iter_mut().zip(ds) {
-                    *p = (*p - lse).exp();
-                    *ds = *p * (*ds - delta) * scale;
+            gather_transposed(block.q_t, q, 3 * width, rows, scale);
+            gather_transposed(block.g_t, g, width, rows, T::ONE);
+            for ((delta, o), g) in delta.iter_mut().zip(o).zip(g.chunks(width)).take(rows) {
+                *delta = o[..d].iter().zip(&g[..d]).map(|(&o, &g)| o * g).sum();
+            }
+        });
+        let from = after.lse[first * heads + h..].iter().step_by(heads);
+        lse.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        let (q_t, g_t) = (Mat::new(block.q_t, BLOCK, 1), Mat::new(block.g_t, BLOCK, 1));
+        gemm((time, columns, d), T::ONE, keys, q_t, T::ZERO, block.p, BLOCK);
+        gemm((time, columns, d), T::ONE, values, g_t, T::ZERO, block.ds, BLOCK);
+        vectorised!({
+            let pairs = block.p.chunks_exact_mut(BLOCK).zip(block.ds.chunks_exact_mut(BLOCK));
+            for (p, ds) in pairs {
+                for j in 0..BLOCK {
+                    p[j] = (p[j] - lse[j]).exp();
+                    ds[j] = p[j] * (ds[j] - delta[j]) * scale;
                 }
             }
         });
-        let (p, ds) = (Mat::new(p, time, 1), Mat::new(ds, time, 1));
-        let beta = if first == 0 { T::ZERO } else { T::ONE };
-        let part = |part: usize| (part * heads + h) * d;
-        let dq = &mut d_item[first * step + part(0)..];
-        gemm((rows, d, time), T::ONE, ds, k, T::ZERO, dq, step);
-        gemm((time, d, rows), T::ONE, ds.t(), q, beta, &mut d_item[part(1)..], step);
-        gemm((time, d, rows), T::ONE, p.t(), d_out, beta, &mut d_item[part(2)..], step);
     }
 }
 

@@ -103,8 +103,11 @@ impl HostKernel for BatchNormStats {
             let squares = |row: &[T]| row.iter().map(|&x| (x - mu) * (x - mu)).sum::<T>();
             let variance = self.0.rows(x, c).map(squares).sum::<T>() / n;
             (*mean, *rstd) = (mu, T::ONE / (variance + epsilon).sqrt());
-            *running_mean += share * (mu - *running_mean);
-            *running_var += share * (variance * unbiased - *running_var);
+            // The update that a bad batch leads to is skipped; its statistics must be as well.
+            if variance.wide().is_finite() {
+                *running_mean += share * (mu - *running_mean);
+                *running_var += share * (variance * unbiased - *running_var);
+            }
         });
         Ok(())
     }

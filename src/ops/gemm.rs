@@ -8,8 +8,8 @@ use super::philox::Mask;
 use super::{expect_last, expect_same, op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
-use crate::backend::cpu::simd::gemm::{Mat, gemm};
-use crate::backend::{Arch, Machine, Plan, Route};
+use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
+use crate::backend::{Arch, Plan, Route, route};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -84,27 +84,17 @@ impl Gemm {
     }
 
     fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        match arch.machine {
-            Machine::Cpu => Route::Host,
-            // rocBLAS has no code for RDNA1 and aborts the process that asks.
-            Machine::Cuda { .. } | Machine::Hip { .. } if !arch.is_rdna1() => Route::Blas,
-            _ => {
-                let grid = [self.n.div_ceil(64), self.m.div_ceil(64), self.batch];
-                Route::Kernel(Plan { kernel: kernel.into(), grid, block: 256, shared: 0 })
-            }
-        }
-    }
-
-    /// Rows of one piece of work: whole products where there are several.
-    fn rows_per_piece(&self) -> usize {
-        let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
-        // Every piece packs B for itself: below some 16 MFLOP, or 64 rows, that is what it does
-        // most of the time.
-        (8_000_000 / (n * k).max(1)).clamp(64, m.max(64)).next_multiple_of(16)
+        route::choose("gemm", arch).route(|| {
+            let grid = [self.n.div_ceil(64), self.m.div_ceil(64), self.batch];
+            Plan { kernel: kernel.into(), grid, block: 256, shared: 0 }
+        })
     }
 }
 
 op!(Gemm, "gemm", |op, arch, kernel| op.route(arch, kernel));
+
+/// Multiplications above which one product is shared among threads.
+const SHARED_WORK: usize = 8_000_000;
 
 /// Optional operands of one launch.
 struct Epilogue<'a, T> {
@@ -173,38 +163,41 @@ impl HostKernel for Gemm {
             0 => None,
             _ => Some(io.output_n::<T>(1, c.len())?),
         };
-        let beta = if self.flags & ACCUMULATE != 0 { T::ONE } else { T::ZERO };
-        let per = self.rows_per_piece();
-        let piece = |batch: usize, first: usize, c: &mut [T], before: Option<&mut [T]>| {
-            let a = &a[batch * self.a_bs as usize + first * self.a_rs as usize..];
-            let b = &b[batch * self.b_bs as usize..];
-            let a = Mat::new(a, self.a_rs as usize, self.a_cs as usize);
-            let b = Mat::new(b, self.b_rs as usize, self.b_cs as usize);
-            gemm((c.len() / n, n, k), T::ONE, a, b, beta, c, n);
-            epilogue.finish(n, (batch * m + first) * n, c, before);
-        };
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let cost_of_one = m * n * k;
-        let each = |batch: usize, c: &mut [T], before: Option<&mut [T]>| match before {
-            None => c
-                .par_chunks_mut(per * n)
-                .enumerate()
-                .for_each(|(i, c)| piece(batch, i * per, c, None)),
-            Some(before) => c
-                .par_chunks_mut(per * n)
-                .zip(before.par_chunks_mut(per * n))
-                .enumerate()
-                .for_each(|(i, (c, before))| piece(batch, i * per, c, Some(before))),
+        let beta = if self.flags & ACCUMULATE != 0 { T::ONE } else { T::ZERO };
+        let left = |batch: usize, row: usize| {
+            let first = batch * self.a_bs as usize + row * self.a_rs as usize;
+            Mat::new(&a[first..], self.a_rs as usize, self.a_cs as usize)
         };
-        if self.batch > 1 && before.is_none() && cost_of_one < 8_000_000 {
-            c.par_chunks_mut(m * n).enumerate().for_each(|(i, c)| piece(i, 0, c, None));
+        let right = |batch: usize| {
+            Mat::new(&b[batch * self.b_bs as usize..], self.b_rs as usize, self.b_cs as usize)
+        };
+        // Many small products are shared out whole.
+        if self.batch > 1 && before.is_none() && m * n * k < SHARED_WORK {
+            c.par_chunks_mut(m * n).enumerate().for_each(|(i, c)| {
+                gemm((m, n, k), T::ONE, left(i, 0), right(i), beta, c, n);
+                epilogue.finish(n, i * m * n, c, None);
+            });
             return Ok(());
         }
-        for (i, c) in c.chunks_mut(m * n).enumerate() {
-            let before = before.as_deref_mut().map(|all| &mut all[i * m * n..(i + 1) * m * n]);
-            each(i, c, before);
+        let per = rows_per_piece(m, m * n * k);
+        for (batch, c) in c.chunks_mut(m * n).enumerate() {
+            with_packed((k, n), right(batch), |right| {
+                let piece = |i: usize, c: &mut [T], before: Option<&mut [T]>| {
+                    let row = i * per;
+                    gemm_with((c.len() / n, n, k), T::ONE, left(batch, row), right, beta, c, n);
+                    epilogue.finish(n, (batch * m + row) * n, c, before);
+                };
+                let pieces = c.par_chunks_mut(per * n).enumerate();
+                match before.as_deref_mut() {
+                    None => pieces.for_each(|(i, c)| piece(i, c, None)),
+                    Some(before) => pieces
+                        .zip(before[batch * m * n..][..m * n].par_chunks_mut(per * n))
+                        .for_each(|((i, c), before)| piece(i, c, Some(before))),
+                }
+            });
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::{op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::scratch;
-use crate::backend::{Arch, Machine, Plan, Route};
+use crate::backend::{Arch, Plan, Route, route};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -52,13 +52,11 @@ op!(SpectralGain, "spectral_gain", |op, arch, kernel| op.0.route(arch, kernel));
 
 impl Extents {
     fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        // RX 5600 XT owners report system hangs during GPU FFTs: the transform goes to the CPU.
-        if arch.machine == Machine::Cpu || arch.is_rdna1() {
-            return Route::Host;
-        }
-        let grid = [self.channels.div_ceil(32), self.batch, 1];
-        let shared = (self.time * 32 * 8).min(arch.shared);
-        Route::Kernel(Plan { kernel: kernel.into(), grid, block: 256, shared })
+        route::choose("spectral", arch).route(|| {
+            let grid = [self.channels.div_ceil(32), self.batch, 1];
+            let shared = (self.time * 32 * 8).min(arch.shared);
+            Plan { kernel: kernel.into(), grid, block: 256, shared }
+        })
     }
 
     fn dims(&self) -> (usize, usize, usize, usize) {

@@ -2,6 +2,9 @@
 //! it exports is safe to call.
 #![allow(unsafe_code)]
 
+pub mod columns;
 pub mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_tile;
 pub mod map;
 pub mod memory;

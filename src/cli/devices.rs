@@ -1,0 +1,394 @@
+//! `engine devices`: what was found, what is missing, and what would run where.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::args::DevicesArgs;
+use super::console::Console;
+use super::data_info::{row, section};
+use super::text;
+use crate::backend::cpu::Cpu;
+use crate::backend::route::{self, Choice, Preference};
+use crate::backend::{Arch, Backend, Machine, MemoryUse};
+use crate::config::{
+    Assignment, DeviceName, DeviceSettings, ModelName, PROFILES, Profile, Recompute, Settings,
+    resolve,
+};
+use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
+use crate::ops::loss::Pointwise;
+use crate::optim::Rule;
+use crate::train::planner::{HostMemory, budget, host_memory, plan_batch};
+use crate::train::step::{Objective, StepSpec};
+use crate::{DType, Error, Result};
+
+/// EEG channels of the windows that batches are planned for: the geodesic net's.
+const CHANNELS: usize = 129;
+
+/// The card that each profile of one is named after.
+const CARD_OF_PROFILE: &[(&str, &str)] =
+    &[("rx5600xt", "gfx1010"), ("rtx3060", "sm_86"), ("rtx4090", "sm_89"), ("h200", "sm_90")];
+
+/// Drivers that a GPU needs: (what, family, file names on Linux, macOS and Windows).
+const LIBRARIES: &[(&str, &str, &[&str])] = &[
+    ("NVIDIA driver (libcuda)", "cuda", &["libcuda.so.1", "libcuda.so", "nvcuda.dll"]),
+    (
+        "AMD runtime (libamdhip64)",
+        "hip",
+        &[
+            "libamdhip64.so",
+            "libamdhip64.so.7",
+            "libamdhip64.so.6",
+            "libamdhip64.so.5",
+            "amdhip64.dll",
+        ],
+    ),
+];
+
+/// Says what this machine has, and which operation would run where.
+///
+/// # Errors
+/// [`Error::Input`] for flags that make no sense; [`Error::Device`] where threads cannot be
+/// started.
+pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
+    let flags = args.device.assignments();
+    let settings = resolve(None, &flags, None)?.settings;
+    let wanted = settings.device;
+    route::check(&wanted.route)?;
+    let memory = host_memory();
+    let limit = wanted.memory.map(|bytes| bytes.0);
+    let cpu = Cpu::new(settings.train.threads.unwrap_or(0), limit.unwrap_or(u64::MAX))?;
+    let report = Report {
+        cpu_name: cpu_name(),
+        cpu: cpu.arch().clone(),
+        memory,
+        libraries: libraries(),
+        tables: tables(cpu.arch(), &wanted)?,
+        batches: batches(cpu.arch(), memory, &wanted, &flags)?,
+    };
+    console.finish(report.words().trim_end(), &report.json());
+    Ok(())
+}
+
+struct Report {
+    cpu_name: Option<String>,
+    cpu: Arch,
+    memory: Option<HostMemory>,
+    libraries: Vec<Library>,
+    tables: Vec<Table>,
+    batches: Vec<Batch>,
+}
+
+/// A driver's library: a file is looked for, nothing is loaded.
+struct Library {
+    what: &'static str,
+    family: &'static str,
+    found: Option<PathBuf>,
+}
+
+/// Machines that share one table of preferences.
+struct Table {
+    archs: Vec<String>,
+    preferences: Vec<Preference>,
+}
+
+/// What the planner finds for one profile.
+struct Batch {
+    profile: &'static str,
+    model: String,
+    host: Option<Planned>,
+    /// The profile's card, its bytes of memory.
+    card: Option<(String, u64, Planned)>,
+}
+
+type Planned = std::result::Result<(usize, MemoryUse), String>;
+
+fn cpu_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
+}
+
+/// Folders that the system's loader looks into, as far as they are known without asking it.
+fn loader_folders() -> Vec<PathBuf> {
+    let variables = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
+    let named = variables.into_iter().filter_map(std::env::var_os);
+    let mut folders: Vec<PathBuf> =
+        named.flat_map(|value| std::env::split_paths(&value).collect::<Vec<_>>()).collect();
+    let usual = [
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+        "/usr/local/lib",
+        "/usr/local/nvidia/lib64",
+        "/usr/lib/wsl/lib",
+        "/run/opengl-driver/lib",
+        "/opt/rocm/lib",
+        "/opt/rocm/lib64",
+        r"C:\Windows\System32",
+    ];
+    folders.extend(usual.into_iter().map(PathBuf::from));
+    folders.retain(|folder| folder.is_absolute());
+    folders
+}
+
+fn libraries() -> Vec<Library> {
+    let folders = loader_folders();
+    let find = |names: &[&str]| {
+        let all = folders.iter().flat_map(|folder| names.iter().map(move |n| folder.join(n)));
+        all.into_iter().find(|path| path.is_file())
+    };
+    let library = |&(what, family, names): &(&'static str, &'static str, &[&str])| Library {
+        what,
+        family,
+        found: find(names),
+    };
+    LIBRARIES.iter().map(library).collect()
+}
+
+/// The tables of preferences: the CPU's, which is in force, and those of cards.
+fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<Vec<Table>> {
+    let family = |arch: &Arch| match arch.machine {
+        Machine::Cpu => DeviceName::Cpu,
+        Machine::Cuda { .. } => DeviceName::Cuda,
+        Machine::Hip { .. } => DeviceName::Hip,
+    };
+    let asked = |arch: &Arch| [DeviceName::Auto, family(arch)].contains(&wanted.device);
+    let mut tables: Vec<Table> = Vec::new();
+    if asked(cpu) {
+        // Wishes about a GPU say nothing about a run on the CPU, unless that is what was asked for.
+        let preferences = match wanted.device {
+            DeviceName::Cpu => route::routes_with(cpu, wanted.gemm, &wanted.route)?,
+            _ => route::routes(cpu),
+        };
+        tables.push(Table { archs: vec![cpu.name.clone()], preferences });
+    }
+    let mut refused = None;
+    for arch in Arch::claimable().filter_map(Arch::claim).filter(asked) {
+        let preferences = match route::routes_with(&arch, wanted.gemm, &wanted.route) {
+            Ok(preferences) => preferences,
+            // "--gemm vendor" is possible on some cards only.
+            Err(error) => {
+                refused = Some(error);
+                continue;
+            }
+        };
+        match tables.iter_mut().find(|table| table.preferences == preferences) {
+            Some(table) => table.archs.push(arch.name),
+            None => tables.push(Table { archs: vec![arch.name], preferences }),
+        }
+    }
+    match refused {
+        Some(error) if tables.is_empty() => Err(error),
+        _ => Ok(tables),
+    }
+}
+
+/// The batches of all profiles, on this machine and on the card each is made for.
+fn batches(
+    cpu: &Arch,
+    memory: Option<HostMemory>,
+    wanted: &DeviceSettings,
+    flags: &[Assignment],
+) -> Result<Vec<Batch>> {
+    let limit = wanted.memory.map(|bytes| bytes.0);
+    let host_limit = limit.or_else(|| memory.map(|memory| budget(memory.available)));
+    let batch = |profile: &'static Profile| -> Result<Batch> {
+        // The device's own flags are not the profile's business, and its routes may repeat theirs.
+        let kept = flags.iter().filter(|flag| !flag.field.starts_with("device."));
+        let kept: Vec<Assignment> = kept.cloned().collect();
+        let settings = resolve(None, &kept, Some(profile.name))?.settings;
+        let spec = spec(&settings);
+        let planned = |arch: &Arch, limit: u64| -> Result<Planned> {
+            match plan_batch(arch, limit, &spec) {
+                Ok(found) => Ok(Ok(found)),
+                Err(Error::OutOfMemory { what, .. }) => Ok(Err(what)),
+                Err(error) => Err(error),
+            }
+        };
+        let card = CARD_OF_PROFILE.iter().find(|(name, _)| *name == profile.name);
+        let card = card.and_then(|(_, name)| Arch::claim(name));
+        let card = match card {
+            Some(arch) => {
+                let bytes = limit.unwrap_or(budget(arch.memory));
+                Some((arch.name.clone(), arch.memory, planned(&arch, bytes)?))
+            }
+            None => None,
+        };
+        let host = host_limit.map(|bytes| planned(cpu, bytes)).transpose()?;
+        Ok(Batch { profile: profile.name, model: model_words(&settings), host, card })
+    };
+    PROFILES.iter().map(batch).collect()
+}
+
+/// The step of a profile: one output, windows of the net with 129 channels.
+fn spec(settings: &Settings) -> StepSpec {
+    let (model, train) = (&settings.model, &settings.train);
+    let rate = settings.data.resample_hz.unwrap_or(100.0);
+    let window = (settings.data.window_s * rate).round() as usize;
+    let config = match model.name {
+        ModelName::EegFormer => ModelConfig::EegFormer(EegFormerConfig {
+            n_channels: CHANNELS,
+            window,
+            num_classes: 1,
+            d_model: model.d_model,
+            n_heads: model.n_heads,
+            n_layers: model.n_layers,
+            patch: model.patch,
+            dropout: model.dropout as f32,
+            n_spectral: model.n_spectral,
+            recompute: train.recompute != Recompute::None,
+        }),
+        ModelName::Shallow => ModelConfig::Shallow(ShallowConfig {
+            n_channels: CHANNELS,
+            window,
+            num_classes: 1,
+            filters: model.shallow_filters,
+            kernel: model.shallow_kernel,
+            pool: model.shallow_pool,
+            pool_stride: model.shallow_pool_stride,
+            dropout: model.dropout as f32,
+        }),
+    };
+    let [beta1, beta2] = train.betas;
+    StepSpec {
+        model: config,
+        batch: train.batch.unwrap_or(0),
+        accumulation: train.accumulation,
+        eval_batch: 1,
+        objective: Objective::Pointwise(Pointwise::Mse),
+        rule: Rule::AdamW { beta1, beta2, epsilon: train.eps },
+        average: train.ema.is_some(),
+        dtype: DType::F32,
+        seed: train.seed,
+    }
+}
+
+fn model_words(settings: &Settings) -> String {
+    let model = &settings.model;
+    match model.name {
+        ModelName::EegFormer => {
+            format!("{} wide, {} heads, {} layers", model.d_model, model.n_heads, model.n_layers)
+        }
+        ModelName::Shallow => format!("shallow, {} filters", model.shallow_filters),
+    }
+}
+
+fn planned_words(planned: &Planned) -> String {
+    match planned {
+        Ok((batch, memory)) => format!("{batch}, {}", text::bytes(memory.peak())),
+        Err(what) => format!("none: no room for {what}"),
+    }
+}
+
+impl Report {
+    fn words(&self) -> String {
+        let mut out = String::new();
+        let threads = text::count(self.cpu.units as usize, "thread");
+        let name = self.cpu_name.as_deref().unwrap_or(std::env::consts::ARCH);
+        let isa = self.cpu.name.trim_start_matches("cpu ");
+        let memory = match self.memory {
+            Some(HostMemory { total, available }) => {
+                format!("{}, {} free", text::bytes(total), text::bytes(available))
+            }
+            None => "unknown on this system; --memory plans for a size".to_string(),
+        };
+        let head = [
+            row(["cpu", &format!("{name}, {threads}, {isa}")]),
+            row(["memory", &memory]),
+            row(["in use", "the CPU"]),
+        ];
+        section(&mut out, "Devices", &head);
+        let mut gpu = vec![row([
+            "none in use",
+            "this version computes on the CPU; CUDA and HIP are no part of it yet",
+        ])];
+        for library in &self.libraries {
+            let found = match &library.found {
+                Some(path) => path.display().to_string(),
+                None => "not on the loader's usual paths".to_string(),
+            };
+            gpu.push(row([library.what, &found]));
+        }
+        section(&mut out, "GPUs", &gpu);
+        for table in &self.tables {
+            let in_force = match table.archs.contains(&self.cpu.name) {
+                true => ", in force",
+                false => ", as it will be planned",
+            };
+            let heading = format!("What runs where on {}{in_force}", table.archs.join(", "));
+            section(&mut out, &heading, &grouped(&table.preferences));
+        }
+        let heading = format!(
+            "Largest batch in f32, windows of {CHANNELS} channels and 2 s at 100 Hz (a CPU's ends \
+             at the profile's)"
+        );
+        section(&mut out, &heading, &self.batch_rows());
+        out
+    }
+
+    fn batch_rows(&self) -> Vec<Vec<String>> {
+        let heading = ["profile", "eegformer", "on this CPU", "on its card"];
+        let mut rows = vec![heading.map(str::to_string).to_vec()];
+        for batch in &self.batches {
+            let card = match &batch.card {
+                Some((name, bytes, planned)) => {
+                    format!("{} ({name}, {})", planned_words(planned), text::bytes(*bytes))
+                }
+                None => "-".to_string(),
+            };
+            let host = batch.host.as_ref().map_or("unknown".to_string(), planned_words);
+            rows.push(vec![batch.profile.to_string(), batch.model.clone(), host, card]);
+        }
+        rows
+    }
+
+    fn json(&self) -> Value {
+        let library =
+            |l: &Library| json!({ "family": l.family, "library": l.what, "path": l.found });
+        let table = |t: &Table| json!({ "archs": t.archs, "preferences": t.preferences });
+        let planned = |planned: &Planned| match planned {
+            Ok((batch, memory)) => json!({ "batch": batch, "bytes": memory.peak() }),
+            Err(what) => json!({ "batch": null, "no_room_for": what }),
+        };
+        let batch = |b: &Batch| {
+            let card = b.card.as_ref().map(|(arch, memory, found)| {
+                let mut fields = planned(found);
+                fields["arch"] = arch.as_str().into();
+                fields["memory"] = (*memory).into();
+                fields
+            });
+            json!({ "profile": b.profile, "cpu": b.host.as_ref().map(planned), "card": card })
+        };
+        json!({
+            "in_use": self.cpu.name,
+            "cpu": { "name": self.cpu_name, "threads": self.cpu.units },
+            "memory": self.memory,
+            "gpu_backends": [],
+            "libraries": self.libraries.iter().map(library).collect::<Vec<_>>(),
+            "routes": self.tables.iter().map(table).collect::<Vec<_>>(),
+            "batches": self.batches.iter().map(batch).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Ops that run the same way for the same reason share a row.
+fn grouped(preferences: &[Preference]) -> Vec<Vec<String>> {
+    let mut groups: Vec<(Choice, &str, Vec<&str>)> = Vec::new();
+    for p in preferences {
+        match groups.iter_mut().find(|(c, reason, _)| (*c, *reason) == (p.choice, &*p.reason)) {
+            Some((_, _, ops)) => ops.push(p.op),
+            None => groups.push((p.choice, &p.reason, vec![p.op])),
+        }
+    }
+    let row = |(choice, reason, ops): &(Choice, &str, Vec<&str>)| {
+        let ops = match ops.len() == preferences.len() {
+            true => "every op".to_string(),
+            false => ops.join(", "),
+        };
+        vec![choice.to_string(), ops, reason.to_string()]
+    };
+    groups.iter().map(row).collect()
+}
