@@ -15,8 +15,9 @@ use crate::data::window::Window;
 use crate::metrics::Scores;
 use crate::report::{Fold, Report};
 use crate::train::dataset::{self, Dataset};
-use crate::train::fit::{Ended, Fit, curves, step_spec, windows_of};
+use crate::train::fit::{Ended, Fit, curves, windows_of};
 use crate::train::planner::{host_memory, plan_batch};
+use crate::train::recipe::step_spec;
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
 use crate::train::signal;
@@ -141,22 +142,7 @@ impl Session<'_> {
             other => other?,
         };
         let splits = self.splits(&data)?;
-        let mut proofs = String::new();
-        for (i, split) in splits.iter().enumerate() {
-            let proof = split.assert_disjoint()?;
-            if splits.len() > 1 {
-                proofs.push_str(&format!("fold {}\n", i + 1));
-            }
-            proofs.push_str(&format!("{proof:#}\n"));
-            self.console.say(&format!("{proof}"));
-        }
-        results::write_text(&self.paths.root().join("split.txt"), &proofs)?;
-        if let [split] = splits.as_slice() {
-            let lists = json!({
-                "train": split.train, "validation": split.validation, "test": split.test
-            });
-            results::write_text(&self.paths.root().join("split.json"), &lists.to_string())?;
-        }
+        let proofs = self.prove(&splits)?;
         let mut collected = Collected::default();
         let mut training = Vec::new();
         let mut folds = Vec::new();
@@ -193,34 +179,70 @@ impl Session<'_> {
         let Some((channels, spectral, fit)) = shown else {
             return Err(Error::shape("train", "no split"));
         };
-        let about = fit.about().clone();
-        let baseline = results::baseline(&data, &training, &about.task)?;
-        let seed = settings.train.seed;
-        let (scores, window_scores) = results::scores(&about, &collected, &baseline, seed)?;
-        self.write_predictions(&data, &about, &collected)?;
-        let curve_paths = if splits.len() > 1 { self.paths.fold(1) } else { self.paths.clone() };
-        let mut report = Report {
-            title: format!("{} from EEG with {}", title(&data), settings.model.name),
-            headline: String::new(),
+        let report = Report {
             facts: self.facts(&fit, &data, start.elapsed().as_secs_f64()),
-            settings: self.resolved.to_toml()?,
-            curves: curves(&curve_paths, None),
-            subject_names: results::subjects(&data),
-            subjects: Some(collected.aggregated(&about)?),
-            windows: Some(collected.of_windows(&about.task)?),
             channels,
             spectral,
             split_proof: proofs,
-            skipped: data.prepared.skipped.clone(),
-            notes: data.prepared.notes.clone(),
             ..Report::default()
         };
-        report.curves.loss_name = "loss".into();
-        self.finish(report, folds, scores, window_scores, &about)?;
+        self.report(&data, fit.about(), (&collected, &training), folds, report)?;
         Ok(Ended::Finished)
     }
 
     /// The batch asked for, else the one the run has had, else what fits into memory.
+    /// Shows that no subject is in two parts, in the log and in the run's folder.
+    fn prove(&self, splits: &[Split]) -> Result<String> {
+        let mut proofs = String::new();
+        for (i, split) in splits.iter().enumerate() {
+            let proof = split.assert_disjoint()?;
+            if splits.len() > 1 {
+                proofs.push_str(&format!("fold {}\n", i + 1));
+            }
+            proofs.push_str(&format!("{proof:#}\n"));
+            self.console.say(&format!("{proof}"));
+        }
+        results::write_text(&self.paths.root().join("split.txt"), &proofs)?;
+        if let [split] = splits {
+            let lists = json!({
+                "train": split.train, "validation": split.validation, "test": split.test
+            });
+            results::write_text(&self.paths.root().join("split.json"), &lists.to_string())?;
+        }
+        Ok(proofs)
+    }
+
+    /// Scores and predictions of all folds, added to what was found about the last one.
+    fn report(
+        &self,
+        data: &Dataset,
+        about: &About,
+        (collected, training): (&Collected, &[Window]),
+        folds: Vec<(usize, Tested)>,
+        found: Report,
+    ) -> Result<()> {
+        let settings = self.settings();
+        let baseline = results::baseline(data, training, &about.task)?;
+        let seed = settings.train.seed;
+        let (scores, window_scores) = results::scores(about, collected, &baseline, seed)?;
+        self.write_predictions(data, about, collected)?;
+        let curve_paths = if folds.len() > 1 { self.paths.fold(1) } else { self.paths.clone() };
+        let mut report = Report {
+            title: format!("{} from EEG with {}", title(data), settings.model.name),
+            headline: String::new(),
+            settings: self.resolved.to_toml()?,
+            curves: curves(&curve_paths, None),
+            subject_names: results::subjects(data),
+            subjects: Some(collected.aggregated(about)?),
+            windows: Some(collected.of_windows(&about.task)?),
+            skipped: data.prepared.skipped.clone(),
+            notes: data.prepared.notes.clone(),
+            ..found
+        };
+        report.curves.loss_name = "loss".into();
+        self.finish(report, folds, scores, window_scores, about)
+    }
+
     fn batch(
         &self,
         paths: &RunPaths,

@@ -7,30 +7,26 @@ use serde_json::json;
 
 use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
+use super::recipe::{EVAL_BATCH, step_spec};
 use super::run_dir::{MetricsLog, RunPaths};
 use super::schedule::Schedule;
 use super::signal;
 use super::state::{About, Loaded, Progress, save_model, save_run};
-use super::step::{Objective, Step, StepSpec};
+use super::step::Step;
 use super::target::Standard;
 use crate::backend::Backend;
 use crate::cli::console::Console;
-use crate::config::{ClassWeights, LossName, ModelName, OptimizerName, Recompute, Settings};
+use crate::config::Settings;
 use crate::data::augment::{self, Augment};
 use crate::data::montage;
 use crate::data::sampler::{Balance, Sampler};
 use crate::data::split::{Part as SplitPart, Split};
 use crate::data::window::Window;
-use crate::metrics::Task;
-use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
+use crate::model::ModelConfig;
 use crate::nn::params::Part;
-use crate::ops::loss::Pointwise;
-use crate::optim::{Control, Rates, Rule};
+use crate::optim::{Control, Rates};
 use crate::report::{Curves, EventWriter};
-use crate::{DType, Error, Result};
-
-/// Windows of one evaluation pass.
-const EVAL_BATCH: usize = 32;
+use crate::{Error, Result};
 
 /// One training: a dataset, a split, a folder.
 pub struct Fit<'a> {
@@ -57,121 +53,10 @@ pub enum Ended {
     Interrupted,
 }
 
-/// The model the settings describe, for these windows.
-pub fn model_config(
-    settings: &Settings,
-    n_channels: usize,
-    window: usize,
-    outputs: usize,
-) -> ModelConfig {
-    let m = &settings.model;
-    match m.name {
-        ModelName::EegFormer => ModelConfig::EegFormer(EegFormerConfig {
-            n_channels,
-            window,
-            num_classes: outputs,
-            d_model: m.d_model,
-            n_heads: m.n_heads,
-            n_layers: m.n_layers,
-            patch: m.patch,
-            dropout: m.dropout as f32,
-            n_spectral: m.n_spectral,
-            recompute: settings.train.recompute == Recompute::Layers,
-        }),
-        ModelName::Shallow => ModelConfig::Shallow(ShallowConfig {
-            n_channels,
-            window,
-            num_classes: outputs,
-            filters: m.shallow_filters,
-            kernel: m.shallow_kernel,
-            pool: m.shallow_pool,
-            pool_stride: m.shallow_pool_stride,
-            dropout: m.dropout as f32,
-        }),
-    }
-}
-
-/// The update rule the settings describe.
-pub fn rule(settings: &Settings) -> Rule {
-    let t = &settings.train;
-    match t.optimizer {
-        OptimizerName::AdamW => {
-            Rule::AdamW { beta1: t.betas[0], beta2: t.betas[1], epsilon: t.eps }
-        }
-        OptimizerName::Sgd => Rule::Sgd { momentum: t.momentum, nesterov: false },
-    }
-}
-
-/// The loss for the target, with class weights of the training windows.
-fn objective(settings: &Settings, task: &Task, labels: &[f64]) -> Result<Objective> {
-    let t = &settings.train;
-    let Task::Classification { classes, .. } = task else {
-        return match t.loss {
-            LossName::Auto | LossName::Mse => Ok(Objective::Pointwise(Pointwise::Mse)),
-            LossName::Huber => Ok(Objective::Pointwise(Pointwise::Huber { delta: 1.0 })),
-            LossName::L1 => Ok(Objective::Pointwise(Pointwise::L1)),
-            other => {
-                let problem = format!("{other} is a loss of classes, the target is a number");
-                Err(Error::input("train.loss", problem, "choose auto, mse, huber or l1"))
-            }
-        };
-    };
-    if matches!(t.loss, LossName::Mse | LossName::Huber | LossName::L1) {
-        let problem = format!("{} is a loss of numbers, the target has classes", t.loss);
-        return Err(Error::input("train.loss", problem, "choose auto, bce or ce"));
-    }
-    let mut counts = vec![0.0f64; classes.len()];
-    labels.iter().for_each(|&label| counts[label as usize] += 1.0);
-    let weights: Vec<f64> = match &t.class_weights {
-        ClassWeights::Off => vec![1.0; classes.len()],
-        ClassWeights::Given(all) if all.len() == classes.len() => all.clone(),
-        ClassWeights::Given(all) => {
-            let problem = format!("{} weights for {} classes", all.len(), classes.len());
-            let remedy = format!("give one for each of {}", classes.join(", "));
-            return Err(Error::input("train.class_weights", problem, remedy));
-        }
-        ClassWeights::Balanced => {
-            let n = labels.len() as f64 / classes.len() as f64;
-            counts.iter().map(|count| n / count.max(1.0)).collect()
-        }
-    };
-    if classes.len() == 2 && t.loss != LossName::Ce {
-        let positive_weight = (weights[1] / weights[0]) as f32;
-        return Ok(Objective::Pointwise(Pointwise::BceWithLogits { positive_weight }));
-    }
-    if classes.len() == 2 {
-        let problem = "two classes have one logit here";
-        return Err(Error::input("train.loss", problem, "choose auto or bce"));
-    }
-    let weights = weights.iter().map(|&w| w as f32).collect();
-    Ok(Objective::CrossEntropy { weights, smoothing: t.label_smoothing as f32 })
-}
-
 /// Windows of the subjects of one part of a split.
 pub fn windows_of(data: &Dataset, split: &Split, part: SplitPart) -> Vec<Window> {
     let belongs = |w: &&Window| split.part_of(&data.recording(w).subject) == Some(part);
     data.windows.iter().filter(belongs).copied().collect()
-}
-
-/// The step of a run: what is allocated and recorded, for these training labels.
-pub fn step_spec(
-    settings: &Settings,
-    data: &Dataset,
-    labels: &[f64],
-    batch: usize,
-) -> Result<StepSpec> {
-    let outputs = data.target.outputs();
-    Ok(StepSpec {
-        model: model_config(settings, data.channels().len(), data.length, outputs),
-        batch,
-        accumulation: settings.train.accumulation,
-        eval_batch: EVAL_BATCH,
-        objective: objective(settings, &data.target.task, labels)?,
-        rule: rule(settings),
-        average: settings.train.ema.is_some(),
-        dtype: DType::F32,
-        seed: settings.train.seed,
-    })
 }
 
 /// Random numbers of one index among a dataset's windows.

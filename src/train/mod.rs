@@ -1,7 +1,8 @@
 //! Training: recorded steps, and what a run leaves on disk.
 //!
 //! # Layout
-//! [`dataset`] settings to windows, [`target`] their labels; [`step`] one update as a
+//! [`dataset`] settings to windows, [`target`] their labels; [`recipe`] settings to model, rule and
+//! loss; [`step`] one update as a
 //! recording, [`planner`] the batch that fits;
 //! [`fit`] the loop around it, [`schedule`] its learning rate, [`early_stop`] its end, [`signal`]
 //! Ctrl-C; [`run_dir`] the run's folder, [`checkpoint_file`] tensors in a file, [`state`] which;
@@ -12,6 +13,7 @@ pub mod dataset;
 pub mod early_stop;
 pub mod fit;
 pub mod planner;
+pub mod recipe;
 pub mod results;
 pub mod run_dir;
 pub mod schedule;
