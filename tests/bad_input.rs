@@ -35,6 +35,9 @@ fn train_all(bench: &Bench, run: &str, more: &[&str]) -> String {
     said(&output)
 }
 
+/// A change to a file's bytes.
+type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+
 #[test]
 fn folders_targets_and_settings() {
     let bench = Bench::new(10);
@@ -104,7 +107,7 @@ fn a_spoilt_recording_is_skipped_with_its_reason() {
     spoilt(|path| header(path, 252, "0   "), "");
     spoilt(|path| header(path, 184, "99999   "), "");
     spoilt(|path| std::fs::write(path, "").expect("emptied"), "");
-    spoilt(|path| flatten(path), "");
+    spoilt(flatten, "");
 }
 
 /// Sets every sample to the same number.
@@ -160,7 +163,7 @@ fn damaged_and_foreign_checkpoints() {
     let n = bytes(&good).len();
     let file = bench.path("bad.safetensors");
     let name = file.display().to_string();
-    let mut damages: Vec<Box<dyn Fn(&mut Vec<u8>)>> = Vec::new();
+    let mut damages: Vec<Damage> = Vec::new();
     for length in [0, 5, 8, 100, n / 2, n - 1] {
         damages.push(Box::new(move |all| all.truncate(length)));
     }

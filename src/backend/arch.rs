@@ -38,8 +38,11 @@ pub struct Arch {
     pub bf16: bool,
 }
 
-/// Cards that can be claimed by name: (name, machine, wave, units, GiB, shared KiB, matrix, bf16).
-const CARDS: &[(&str, Machine, u32, u32, u64, u32, bool, bool)] = &[
+/// Name, machine, wave, units, GiB, shared KiB, matrix cores, bf16.
+type Card = (&'static str, Machine, u32, u32, u64, u32, bool, bool);
+
+/// Cards that can be claimed by name.
+const CARDS: &[Card] = &[
     ("sm_80", Machine::Cuda { sm: 80 }, 32, 108, 40, 163, true, true),
     ("sm_86", Machine::Cuda { sm: 86 }, 32, 28, 12, 99, true, true),
     ("sm_89", Machine::Cuda { sm: 89 }, 32, 128, 24, 99, true, true),

@@ -57,7 +57,7 @@ impl Init {
             Self::Uniform { bound } => f64::from(bound) * (2.0 * rng.uniform() - 1.0),
             Self::Normal { deviation } => f64::from(deviation) * rng.normal(),
             Self::ComplexOne { deviation } => {
-                f64::from(deviation) * rng.normal() + if i % 2 == 0 { 1.0 } else { 0.0 }
+                f64::from(deviation) * rng.normal() + if i.is_multiple_of(2) { 1.0 } else { 0.0 }
             }
         }
     }

@@ -148,7 +148,8 @@ impl Real for f32 {
         let x = if x < -4.0 { -4.0 } else { x };
         let z = x * x;
         let p = 1.986_783_2e-6f32.fma(z, 2.845_666e-4).fma(z, 0.003_883_361_4);
-        let p = p.fma(z, 0.053_101_797).fma(z, 0.193_545_43).fma(z, 1.128_379_1);
+        let p = p.fma(z, 0.053_101_797).fma(z, 0.193_545_43);
+        let p = p.fma(z, std::f32::consts::FRAC_2_SQRT_PI);
         let q = 3.742_022e-5f32.fma(z, 0.001_185_576).fma(z, 0.015_207_284);
         let q = q.fma(z, 0.115_350_16).fma(z, 0.504_857_7).fma(z, 1.0);
         let y = x * p / q;
