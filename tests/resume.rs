@@ -15,10 +15,10 @@ const SETTINGS: &[&str] = &[
     "--batch",
     "8",
     "--epochs",
-    "6",
+    "30",
     "model.dropout=0.3",
     "train.ema=0.9",
-    "train.patience=3",
+    "train.patience=5",
     "train.checkpoint_every_steps=3",
     "augment.time_shift=0.5",
     "augment.channel_dropout=0.5",
@@ -236,6 +236,7 @@ fn fill_and_go_on(bench: &Bench, disk: &Path) {
     let ballast = disk.join("ballast");
     let mut file = std::fs::File::create(&ballast).expect("made");
     while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    drop(file);
     let output = child.wait_with_output().expect("ended");
     let text = said(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");

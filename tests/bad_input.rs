@@ -1,0 +1,221 @@
+//! Whatever a user gets wrong: status 2, a message with place, problem and remedy, no panic, and a
+//! folder in which the mended command works.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Bench, bytes, said};
+
+/// Status 2, no panic, and all of `parts` on stderr.
+fn refused(mut command: Command, parts: &[&str]) -> String {
+    let output = command.output().expect("started");
+    let text = said(&output);
+    assert!(!text.contains("panicked"), "{text}");
+    assert_eq!(output.status.code(), Some(2), "{command:?}\n{text}");
+    let said = String::from_utf8_lossy(&output.stderr).to_string();
+    assert!(said.contains("error: "), "{said}");
+    for part in parts {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
+    said
+}
+
+/// As [`refused`] for a new run, which must leave nothing in the way.
+fn train_refused(bench: &Bench, more: &[&str], parts: &[&str]) {
+    refused(bench.train("refused", more), &[parts, &["remedy: "]].concat());
+    assert!(!bench.path("refused").exists(), "{more:?} leaves a run");
+}
+
+fn train_all(bench: &Bench, run: &str, more: &[&str]) -> String {
+    let quick = [&["--max-steps", "3", "--batch", "4"], more].concat();
+    let output = bench.train(run, &quick).output().expect("started");
+    assert!(output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+#[test]
+fn folders_targets_and_settings() {
+    let bench = Bench::new(10);
+    bench.add_column("none", |_| "n/a".into());
+    bench.add_column("same", |_| "x".into());
+    train_refused(&bench, &["data.dir=absent"], &["absent", "no such folder"]);
+    std::fs::create_dir(bench.path("empty")).expect("made");
+    train_refused(&bench, &["data.dir=empty"], &["participants.tsv"]);
+    train_refused(&bench, &["--target", "height"], &["height", "age", "sex", "ehq_total"]);
+    train_refused(&bench, &["--target", "none"], &["none", "n/a"]);
+    train_refused(&bench, &["--target", "same"], &["same", "one class"]);
+    train_refused(&bench, &["--target", "task"], &["task", "RestingState"]);
+    train_refused(&bench, &["--task", "Video"], &["Video", "RestingState"]);
+    train_refused(&bench, &["data.window_s=100.0"], &["window"]);
+    train_refused(&bench, &["--folds", "11"], &["11 folds"]);
+    train_refused(&bench, &["--memory", "1MB"], &["out of memory", "batch"]);
+    std::fs::write(bench.path("wrong.toml"), "[train]\nepoch = 3\n").expect("written");
+    train_refused(&bench, &["--config", "wrong.toml"], &["wrong.toml:2", "epoch", "epochs"]);
+    // The mended command, in the folder that was refused.
+    train_all(&bench, "refused", &["--target", "sex"]);
+}
+
+#[test]
+fn folders_that_cannot_be_written() {
+    let bench = Bench::new(10);
+    std::fs::write(bench.path("file"), "x").expect("written");
+    refused(bench.train("file/run", &[]), &["file/run", "remedy"]);
+    refused(bench.train("file", &[]), &["file", "remedy"]);
+    if Path::new("/proc").is_dir() {
+        refused(bench.train("/proc/run", &[]), &["/proc/run", "remedy"]);
+    }
+    let mut command = bench.train("refused", &[]);
+    command.env("XDG_CACHE_HOME", bench.path("file"));
+    refused(command, &["file", "cannot"]);
+    assert!(!bench.path("refused").exists());
+    assert_eq!(bytes(bench.path("file")), b"x");
+    refused(bench.engine(&["train", "--resume", "data"]), &["data", "is no run", "remedy"]);
+    refused(bench.engine(&["train", "--resume", "absent"]), &["absent", "remedy"]);
+    let filled = bench.trained("filled", &["--max-steps", "3", "--batch", "4"]);
+    refused(bench.train("filled", &[]), &["holds a run already", "--resume"]);
+    assert!(filled.join("report.html").exists());
+}
+
+/// One recording of ten is spoilt; all others are good.
+fn spoilt(spoil: impl Fn(&Path), reason: &str) {
+    let bench = Bench::new(10);
+    let path = bench.recordings()[4].clone();
+    spoil(&path);
+    let text = train_all(&bench, "run", &[]);
+    let name = path.file_name().expect("a name").to_string_lossy().to_string();
+    assert!(text.contains(&name), "{text}");
+    assert!(text.contains("skipped") && text.contains(reason), "{text}");
+    let page = String::from_utf8(bytes(bench.path("run/report.html"))).expect("UTF-8");
+    assert!(page.contains(&name), "the report lists it");
+}
+
+fn header(path: &Path, at: usize, field: &str) {
+    let mut all = bytes(path);
+    all[at..at + field.len()].copy_from_slice(field.as_bytes());
+    std::fs::write(path, all).expect("written");
+}
+
+#[test]
+fn a_spoilt_recording_is_skipped_with_its_reason() {
+    spoilt(|path| std::fs::write(path, &bytes(path)[..700]).expect("cut"), "");
+    spoilt(|path| header(path, 252, "0   "), "");
+    spoilt(|path| header(path, 184, "99999   "), "");
+    spoilt(|path| std::fs::write(path, "").expect("emptied"), "");
+    spoilt(|path| flatten(path), "");
+}
+
+/// Sets every sample to the same number.
+fn flatten(path: &Path) {
+    let mut all = bytes(path);
+    let start: usize =
+        std::str::from_utf8(&all[184..192]).expect("ASCII").trim().parse().expect("a number");
+    all[start..].fill(0);
+    std::fs::write(path, all).expect("written");
+}
+
+#[test]
+fn nothing_but_spoilt_recordings_is_an_error() {
+    let bench = Bench::new(10);
+    for path in bench.recordings() {
+        std::fs::write(&path, &bytes(&path)[..700]).expect("cut");
+    }
+    train_refused(&bench, &[], &["none of 10 recordings", "_eeg.bdf"]);
+}
+
+#[test]
+fn one_subject_cannot_be_split() {
+    let bench = Bench::new(10);
+    for path in &bench.recordings()[1..] {
+        let subject = path.parent().and_then(Path::parent).expect("a folder");
+        std::fs::remove_dir_all(subject).expect("removed");
+    }
+    train_refused(&bench, &[], &["--target"]);
+}
+
+fn damaged(good: &Path, to: &Path, damage: impl Fn(&mut Vec<u8>)) {
+    let mut all = bytes(good);
+    damage(&mut all);
+    std::fs::write(to, all).expect("written");
+}
+
+#[test]
+fn damaged_and_foreign_checkpoints() {
+    let bench = Bench::new(10);
+    let quick = ["--max-steps", "3", "--batch", "4"];
+    let run = bench.trained("run", &quick);
+    let other = bench.trained("other", &[&quick[..], &["data.window_s=2.0"]].concat());
+    let shallow = ["--model", "shallow", "model.shallow_pool=40", "model.shallow_filters=4"];
+    let shallow = bench.trained("shallow", &[&quick[..], &shallow].concat());
+    let best = |run: &PathBuf| run.join("checkpoints/best.safetensors").display().to_string();
+    let of = |file: &str| bench.engine(&["evaluate", "run", "--checkpoint", file]);
+    refused(of(&best(&other)), &["windows of 200 samples", "remedy"]);
+    refused(of("absent.safetensors"), &["absent.safetensors"]);
+    train_refused(&bench, &["--init", &best(&shallow)], &["no tensor that fits"]);
+    let (good, last) =
+        (run.join("checkpoints/best.safetensors"), run.join("checkpoints/last.safetensors"));
+    let kept = bytes(&last);
+    let n = bytes(&good).len();
+    let file = bench.path("bad.safetensors");
+    let name = file.display().to_string();
+    let mut damages: Vec<Box<dyn Fn(&mut Vec<u8>)>> = Vec::new();
+    for length in [0, 5, 8, 100, n / 2, n - 1] {
+        damages.push(Box::new(move |all| all.truncate(length)));
+    }
+    let mut rng = common::rng(5);
+    // The header's length, its text, and the numbers.
+    for at in [0, 3, 7, 8, 20, 60 + rng.below(600), n - 2000, n - 1, n - 1 - rng.below(n / 2)] {
+        let bit = rng.below(8);
+        damages.push(Box::new(move |all| all[at] ^= 1 << bit));
+    }
+    for damage in &damages {
+        damaged(&good, &file, damage);
+        refused(of(&name), &["bad.safetensors", "remedy"]);
+    }
+    for damage in [&damages[4], &damages[12]] {
+        damaged(&good, &file, damage);
+        train_refused(&bench, &["--init", &name], &["bad.safetensors"]);
+        damaged(&last, &last, damage);
+        let resume = bench.engine(&["train", "--resume", "run"]);
+        refused(resume, &["last.safetensors", "remedy"]);
+        std::fs::write(&last, &kept).expect("mended");
+    }
+    let output = bench.engine(&["train", "--resume", "run"]).output().expect("started");
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+/// Divergence: status 3 with step, tensor and what is left; nothing saved is not a number.
+#[test]
+fn divergence_stops_with_the_last_good_checkpoint() {
+    let bench = Bench::new(10);
+    for (i, more) in [
+        &["--lr", "1e30", "train.clip=off", "train.warmup=0"][..],
+        &["--lr", "1e38", "train.clip=off", "train.optimizer=sgd", "train.warmup=0"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = format!("run-{i}");
+        let more = [more, &["--batch", "4", "train.checkpoint_every_steps=1"]].concat();
+        let output = bench.train(&run, &more).output().expect("started");
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        assert!(text.contains("error: step ") && text.contains("is not finite"), "{text}");
+        assert!(text.contains("checkpoint") && text.contains("remedy"), "{text}");
+        let last = bench.path(&run).join("checkpoints/last.safetensors");
+        if last.exists() {
+            assert!(text.contains("last.safetensors"), "{text}");
+            let all = bytes(&last);
+            let file = safetensors::SafeTensors::deserialize(&all).expect("whole");
+            for (name, tensor) in file.tensors() {
+                let numbers = tensor.data().chunks_exact(4);
+                let finite = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite();
+                assert!(
+                    name.starts_with("optimizer.") || numbers.into_iter().all(finite),
+                    "{name}"
+                );
+            }
+        }
+    }
+}
