@@ -49,6 +49,7 @@ fn folders_targets_and_settings() {
     train_refused(&bench, &["--target", "task"], &["task", "RestingState"]);
     train_refused(&bench, &["--task", "Video"], &["Video", "RestingState"]);
     train_refused(&bench, &["data.window_s=100.0"], &["window"]);
+    train_refused(&bench, &["--batch", "5000"], &["batch"]);
     train_refused(&bench, &["--folds", "11"], &["11 folds"]);
     train_refused(&bench, &["--memory", "1MB"], &["out of memory", "batch"]);
     std::fs::write(bench.path("wrong.toml"), "[train]\nepoch = 3\n").expect("written");

@@ -235,7 +235,18 @@ impl Session<'_> {
         let settings = self.settings();
         let labels: Vec<f64> = train.iter().map(|w| data.label(w)).collect();
         if let Some(batch) = settings.train.batch {
-            return Ok(batch);
+            let most = (train.len() / settings.train.accumulation).max(1);
+            let origin = self.resolved.origin("train.batch");
+            if batch > most && matches!(origin, config::Origin::Flag(_)) {
+                let problem = format!(
+                    "{batch} x {} windows of a step are more than the {} there are to train on",
+                    settings.train.accumulation,
+                    train.len()
+                );
+                let remedy = format!("give {most} or less, or auto");
+                return Err(Error::input(origin, problem, remedy));
+            }
+            return Ok(batch.min(most));
         }
         if self.resume && paths.last().exists() {
             return Ok(Loaded::open(&paths.last())?.progress()?.batch);
