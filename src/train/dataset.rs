@@ -20,8 +20,8 @@ use super::target::Target;
 /// The dataset of `engine train` without `--data`: enough subjects for an interval that means
 /// something, short enough to be made and learned in minutes on two cores.
 pub const DEMO: synth::Settings = synth::Settings {
-    subjects: 160,
-    seconds_per_condition: 12,
+    subjects: 400,
+    seconds_per_condition: 6,
     sample_rate: 100,
     n_channels: 129,
     seed: 1,
