@@ -23,7 +23,7 @@ pub const ALIGN: usize = 256;
 const CHUNK: usize = 32 << 20;
 
 const REMEDY: &str = "take a smaller batch (`--batch auto` plans the largest that fits), more \
-                      accumulation, or `--recompute layers`";
+                      accumulation, or `--set train.recompute=layers`";
 
 /// Rounds a request to whole blocks; a request of nothing still has an address of its own.
 pub const fn rounded(bytes: usize) -> usize {

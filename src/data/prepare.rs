@@ -338,7 +338,7 @@ impl Collected {
 /// Why a recording does not fit in, if it does not.
 fn misfit(channels: &[String], rate: f64, its: &[String], its_rate: f64) -> Option<String> {
     if its_rate != rate {
-        let remedy = "set preprocess.resample_hz";
+        let remedy = "set data.resample_hz";
         return Some(format!("has {its_rate} samples a second, most have {rate}: {remedy}"));
     }
     let lacks: Vec<&str> =

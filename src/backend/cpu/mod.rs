@@ -56,6 +56,9 @@ pub struct Cpu {
     noted: Mutex<Option<Vec<Noted>>>,
     scratch: Mutex<Scratch>,
     profile: Mutex<Option<Profile>>,
+    /// Held by the one caller whose work is in the pool. Taken outside it: a worker that waits for
+    /// a piece of its op must never pick up another caller's op.
+    turn: Mutex<()>,
 }
 
 /// Runs and time of each op, by name.
@@ -98,6 +101,7 @@ impl Cpu {
             noted: Mutex::default(),
             scratch: Mutex::default(),
             profile: Mutex::default(),
+            turn: Mutex::default(),
         })
     }
 
@@ -249,6 +253,7 @@ impl Backend for Cpu {
             return Ok(());
         }
         drop(noted);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.pool.install(|| self.execute(op.as_ref(), io))
     }
 
@@ -269,6 +274,7 @@ impl Backend for Cpu {
     fn replay(&self, replay: &Replay) -> Result<()> {
         let noted = replay.0.downcast_ref::<Vec<Noted>>();
         let noted = noted.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // One hand-over to the pool for the whole step, not one per op.
         self.pool.install(|| noted.iter().try_for_each(|n| self.execute(n.op.as_ref(), n.io())))
     }

@@ -171,7 +171,7 @@ fn common_rate(rows: &[Row], settings: &Settings, place: &str) -> Result<f64> {
                 "channels {} and {} have {} and {} samples a second",
                 first.name, other.name, first.rate, other.rate
             ),
-            "set preprocess.resample_hz",
+            "set data.resample_hz",
         )),
     }
 }
