@@ -185,6 +185,15 @@ impl Optimizer {
         Ok(f64::from(params.read_floats(&self.norm)?[0]))
     }
 
+    /// Starts the averaged weights, where kept, from the present ones.
+    ///
+    /// # Errors
+    /// As [`Tape::run`].
+    pub fn restart_average(&self, params: &Params) -> Result<()> {
+        let Some(average) = &self.average else { return Ok(()) };
+        crate::ops::elementwise::copy(&Tape::inference(params), &params.trained_values()?, average)
+    }
+
     /// Averaged weights `[n]`, where kept.
     pub fn average(&self) -> Option<&Tensor> {
         self.average.as_ref()

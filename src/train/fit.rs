@@ -140,6 +140,7 @@ impl<'a> Fit<'a> {
         let params = self.step.params();
         let is_head = |id| params.spec(id).part == Part::Head;
         let left = Loaded::open(path)?.initialise(params, is_head)?;
+        self.step.optimizer().restart_average(params)?;
         let list = left.join(", ");
         self.console.say(&format!("weights of {}; fresh: {list}", path.display()));
         Ok(())
@@ -189,13 +190,7 @@ impl<'a> Fit<'a> {
         if progress.finished {
             return Ok(Ended::Finished);
         }
-        let (mut metrics, mut events) = if progress.step > 0 {
-            let (log, _) =
-                MetricsLog::resume(&self.paths.metrics(), progress.step, progress.epoch)?;
-            (log, EventWriter::resume(self.paths.events(), progress.step + 1)?)
-        } else {
-            (MetricsLog::create(&self.paths.metrics())?, EventWriter::create(self.paths.events())?)
-        };
+        let (mut metrics, mut events) = self.logs(&progress)?;
         let mut frozen = None;
         let mut buffers = Buffers::new(&self.step);
         let mut saved = Instant::now();
@@ -234,6 +229,16 @@ impl<'a> Fit<'a> {
         }
         bar.finish();
         Ok(Ended::Finished)
+    }
+
+    /// The metrics and events, without what an interrupted run wrote past its last save.
+    fn logs(&self, progress: &Progress) -> Result<(MetricsLog, EventWriter)> {
+        let (metrics, events) = (self.paths.metrics(), self.paths.events());
+        if progress.step == 0 {
+            return Ok((MetricsLog::create(&metrics)?, EventWriter::create(events)?));
+        }
+        let (log, _) = MetricsLog::resume(&metrics, progress.step, progress.epoch)?;
+        Ok((log, EventWriter::resume(events, progress.step + 1)?))
     }
 
     /// Saves the last state, which is never one with weights that are no numbers.
