@@ -190,7 +190,6 @@ impl Session<'_> {
         Ok(Ended::Finished)
     }
 
-    /// The batch asked for, else the one the run has had, else what fits into memory.
     /// Shows that no subject is in two parts, in the log and in the run's folder.
     fn prove(&self, splits: &[Split]) -> Result<String> {
         let mut proofs = String::new();
@@ -243,6 +242,7 @@ impl Session<'_> {
         self.finish(report, folds, scores, window_scores, about)
     }
 
+    /// The batch asked for, else the one the run has had, else what fits into memory.
     fn batch(
         &self,
         paths: &RunPaths,
