@@ -17,6 +17,7 @@ use rayon::ThreadPool;
 use simd::memory::HostMemory;
 
 use super::null::check_copy;
+use super::route::Wishes;
 use super::{Arch, Arena, Backend, Io, MAX_OPERANDS, Machine, Mem, MemoryUse, Op, Replay};
 use crate::tensor::View;
 use crate::{DType, Error, Result};
@@ -92,6 +93,8 @@ impl Cpu {
             shared: 0,
             matrix_cores: false,
             bf16: false,
+            blas: false,
+            wishes: Wishes::default(),
         };
         Ok(Self {
             arch,
