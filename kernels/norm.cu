@@ -10,53 +10,9 @@
 // registers over the rows its block walks, the block adds them up, and a second stage adds the
 // blocks' sums (partials.h). `layernorm_both` does this in the same pass as dx.
 #include "partials.h"
+#include "rows.h"
 
 namespace {
-
-constexpr int THREADS = 256;
-// Longest row that is held in registers.
-constexpr unsigned HELD_COLUMNS = 4096;
-
-// N sums over teams of LANES neighbouring threads. A team is part of a wave or several waves; in
-// the second case all threads of the block must call, and `memory` holds N * block / WAVE numbers.
-template <int LANES, int N> DEVICE void row_sums(float (&x)[N], float* memory) {
-  UNROLL for (int n = 0; n < N; ++n) x[n] = lanes_sum<(LANES < WAVE ? LANES : WAVE)>(x[n]);
-  if constexpr (LANES > WAVE) {
-    constexpr unsigned waves = LANES / WAVE;
-    unsigned wave = thread_x() / WAVE, first = wave / waves * waves;
-    if (thread_x() % WAVE == 0) UNROLL for (int n = 0; n < N; ++n) memory[wave * N + n] = x[n];
-    barrier();
-    UNROLL for (int n = 0; n < N; ++n) {
-      x[n] = 0.0f;
-      UNROLL for (unsigned i = 0; i < waves; ++i) x[n] += memory[(first + i) * N + n];
-    }
-    barrier();
-  }
-}
-
-// Walks `rows` with LANES lanes a row and R rows in flight a group of lanes. Neighbouring groups
-// take neighbouring rows. Any grid covers all rows.
-template <int LANES, int R> struct Walk {
-  unsigned lane, group, groups, rows, first;
-  DEVICE Walk(unsigned rows) : rows(rows) {
-    lane = thread_x() % LANES, group = thread_x() / LANES, groups = block_threads() / LANES;
-    first = block_x() * groups * R;
-  }
-  DEVICE bool more() const { return first < rows; }
-  DEVICE void next() { first += grid_x() * groups * R; }
-  DEVICE unsigned row(int r) const { return first + r * groups + group; }
-};
-
-// Calls f.run<LANES, E, R>() with lanes a row, elements a lane and rows in flight for rows of
-// `cols`; src/ops/layernorm.rs plans by the same table.
-template <class F> DEVICE void by_width(unsigned cols, F f) {
-  if (cols <= 64) f.template run<8, 8, 4>();
-  else if (cols <= 128) f.template run<8, 16, 2>();
-  else if (cols <= 256) f.template run<16, 16, 2>();
-  else if (cols <= 512) f.template run<32, 16, 2>();
-  else if (cols <= 1024) f.template run<64, 16, 2>();
-  else f.template run<THREADS, 16, 2>();
-}
 
 // --- Forward -------------------------------------------------------------------------------------
 

@@ -15,6 +15,10 @@ DEVICE void count_partials(const Operands& io, unsigned rows) {
   *static_cast<unsigned*>(io.workspace) = rows;
 }
 
+DEVICE unsigned partials_count(const Operands& io) {
+  return *static_cast<const unsigned*>(io.workspace);
+}
+
 constexpr int PARTIALS_THREADS = 256;
 // Columns of a block: 32 bytes, the least that memory moves.
 constexpr unsigned PARTIALS_COLUMNS = 8;
@@ -23,7 +27,7 @@ constexpr unsigned PARTIALS_COLUMNS = 8;
 template <class Store> DEVICE void add_partials(const Operands& io, unsigned width, Store store) {
   constexpr unsigned lanes = PARTIALS_THREADS / PARTIALS_COLUMNS;
   SHARED float sums[PARTIALS_THREADS];
-  unsigned rows = *static_cast<const unsigned*>(io.workspace);
+  unsigned rows = partials_count(io);
   const float* partials = partials_of(io);
   unsigned column = block_x() * PARTIALS_COLUMNS + thread_x() % PARTIALS_COLUMNS;
   float sum = 0.0f;
