@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int THREADS = 256, LOSS_THREADS = 1024;
+constexpr int THREADS = 256, LOSS_THREADS = 512;
 
 // Loss and slope at one prediction, by PointLoss::kind.
 struct Point { float loss, slope; };
