@@ -1,10 +1,9 @@
 // Layer normalisation over rows, and its gradients.
 //
 // Bound by memory: each row is read once and written once. A row of up to 4096 elements stays in
-// the registers of 8, 16 or 32 lanes, or of a block, from its statistics to its output; the
-// variance is taken around the mean (two passes, both over registers). Lanes move 16 bytes at a
-// time, and a lane has several rows in flight where rows are short. Rows that do not divide into 16
-// bytes, or are longer, are walked by a wave in several passes.
+// the registers of 4 to 256 lanes, 16 elements each, from its statistics to its output; the variance
+// is taken around the mean (two passes, both over registers). Lanes move 16 bytes at a time. Rows
+// that do not divide into 16 bytes, or are longer, are walked by a wave in several passes.
 //
 // Gradients of gamma and beta are sums over all rows: a lane keeps the sums of its columns in
 // registers over the rows its block walks, the block adds them up, and a second stage adds the
@@ -30,8 +29,8 @@ template <class T> struct Forward {
            aligned(gamma.base) && aligned(beta.base);
   }
 
-  template <int LANES, int E, int R> DEVICE void run() const {
-    constexpr int P = PACK<T>, K = E / P;
+  template <int LANES> DEVICE void run() const {
+    constexpr int P = PACK<T>, K = HELD / P, R = 2;
     float inverse = 1.0f / float(cols);
     for (Walk<LANES, R> walk(rows); walk.more(); walk.next()) {
       float values[R][K][P], mu[R], scale[R];
@@ -132,72 +131,79 @@ template <class T, bool DX, bool SUMS> struct Backward {
   }
   DEVICE float* own_sums() const { return sums + size_t(block_x()) * 2 * cols; }
 
-  template <int LANES, int E, int R> DEVICE void run() const {
-    constexpr int P = PACK<T>, K = E / P;
-    float dg[K][P], db[K][P];
-    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i) dg[k][i] = db[k][i] = 0.0f;
-    for (Walk<LANES, R> walk(rows); walk.more(); walk.next()) {
-      float grad[R][K][P], normal[R][K][P], scale[R];
-      load<LANES, K, R>(walk, grad, normal, scale);
-      if constexpr (SUMS)
-        UNROLL for (int r = 0; r < R; ++r) UNROLL for (int k = 0; k < K; ++k)
-          UNROLL for (int i = 0; i < P; ++i) {
-            dg[k][i] = fma_of(grad[r][k][i], normal[r][k][i], dg[k][i]);
-            db[k][i] += grad[r][k][i];
-          }
-      if constexpr (DX) write<LANES, K, R>(walk, grad, normal, scale);
+  // What a lane reads of a row; zeros outside the matrix.
+  struct Read {
+    Pack<T, PACK<T>> dy[HELD / PACK<T>], x[HELD / PACK<T>];
+    float mean, rstd;
+  };
+  template <int LANES> DEVICE Read read(const Walk<LANES, 1>& walk) const {
+    constexpr int P = PACK<T>, K = HELD / P;
+    Read r = {};
+    unsigned row = walk.row(0);
+    if (row >= rows) return r;
+    UNROLL for (int k = 0; k < K; ++k) {
+      unsigned col = (k * LANES + walk.lane) * P;
+      if (col >= cols) continue;
+      r.dy[k] = *reinterpret_cast<const Pack<T, P>*>(dy + size_t(row) * cols + col);
+      r.x[k] = *reinterpret_cast<const Pack<T, P>*>(x + size_t(row) * cols + col);
+    }
+    r.mean = mean[row], r.rstd = rstd[row];
+    return r;
+  }
+
+  template <int LANES> DEVICE void run() const {
+    constexpr int P = PACK<T>, K = HELD / P;
+    float dg[K][P] = {}, db[K][P] = {};
+    Walk<LANES, 1> walk(rows);
+    Read next;
+    if constexpr (SUMS) next = read(walk);
+    while (walk.more()) {
+      Read now;
+      if constexpr (SUMS) now = next;
+      else now = read(walk);
+      unsigned row = walk.row(0), lane = walk.lane;
+      walk.next();
+      // Blocks that walk many rows have the next one under way while they work on this one.
+      if (SUMS && walk.more()) next = read(walk);
+      float grad[K][P], normal[K][P];
+      UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i) {
+        grad[k][i] = value_of(now.dy[k].at[i]);
+        normal[k][i] = (value_of(now.x[k].at[i]) - now.mean) * now.rstd;
+        if constexpr (SUMS) {
+          dg[k][i] = fma_of(grad[k][i], normal[k][i], dg[k][i]);
+          db[k][i] += grad[k][i];
+        }
+      }
+      if constexpr (DX) write<LANES, K>(row, lane, grad, normal, now.rstd);
     }
     if constexpr (SUMS) add_up<LANES, K>(dg, db);
   }
 
-  // dy and x^ of this lane; both 0 outside the rows.
-  template <int LANES, int K, int R>
-  DEVICE void load(const Walk<LANES, R>& walk, float (&grad)[R][K][PACK<T>],
-                   float (&normal)[R][K][PACK<T>], float (&scale)[R]) const {
+  template <int LANES, int K>
+  DEVICE void write(unsigned row, unsigned lane, float (&grad)[K][PACK<T>],
+                    float (&normal)[K][PACK<T>], float scale) const {
     constexpr int P = PACK<T>;
-    float mu[R];
-    UNROLL for (int r = 0; r < R; ++r) {
-      unsigned row = walk.row(r);
-      UNROLL for (int k = 0; k < K; ++k) {
-        unsigned col = (k * LANES + walk.lane) * P;
-        UNROLL for (int i = 0; i < P; ++i) grad[r][k][i] = normal[r][k][i] = 0.0f;
-        if (col < cols && row < rows) {
-          load_pack(grad[r][k], dy + size_t(row) * cols + col);
-          load_pack(normal[r][k], x + size_t(row) * cols + col);
-        }
-      }
-      mu[r] = row < rows ? mean[row] : 0.0f;
-      scale[r] = row < rows ? rstd[row] : 0.0f;
-    }
-    UNROLL for (int r = 0; r < R; ++r) UNROLL for (int k = 0; k < K; ++k)
-      UNROLL for (int i = 0; i < P; ++i) normal[r][k][i] = (normal[r][k][i] - mu[r]) * scale[r];
-  }
-
-  template <int LANES, int K, int R>
-  DEVICE void write(const Walk<LANES, R>& walk, float (&grad)[R][K][PACK<T>],
-                    float (&normal)[R][K][PACK<T>], float (&scale)[R]) const {
-    constexpr int P = PACK<T>;
-    float sums[2 * R] = {}, inverse = 1.0f / float(cols);  // of g, then of g x^
+    float sums[2] = {}, inverse = 1.0f / float(cols);  // of g and of g x^
     UNROLL for (int k = 0; k < K; ++k) {
-      unsigned col = (k * LANES + walk.lane) * P;
+      unsigned col = (k * LANES + lane) * P;
       float g[P] = {};
       if (col < cols) gamma.load(g, col);
-      UNROLL for (int r = 0; r < R; ++r) UNROLL for (int i = 0; i < P; ++i) {
-        grad[r][k][i] *= g[i];
-        sums[r] += grad[r][k][i];
-        sums[R + r] = fma_of(grad[r][k][i], normal[r][k][i], sums[R + r]);
+      UNROLL for (int i = 0; i < P; ++i) {
+        grad[k][i] *= g[i];
+        sums[0] += grad[k][i];
+        sums[1] = fma_of(grad[k][i], normal[k][i], sums[1]);
       }
     }
     row_sums<LANES>(sums, memory);
-    UNROLL for (int r = 0; r < 2 * R; ++r) sums[r] *= inverse;
-    UNROLL for (int r = 0; r < R; ++r) UNROLL for (int k = 0; k < K; ++k) {
-      unsigned row = walk.row(r), col = (k * LANES + walk.lane) * P;
+    float mean_g = sums[0] * inverse, mean_gx = sums[1] * inverse;
+    UNROLL for (int k = 0; k < K; ++k) {
+      unsigned col = (k * LANES + lane) * P;
       if (col >= cols || row >= rows) continue;
       T* to = dx + size_t(row) * cols + col;
       float out[P] = {};
       if (accumulate) load_pack(out, to);
       UNROLL for (int i = 0; i < P; ++i)
-        out[i] = fma_of(scale[r], grad[r][k][i] - sums[r] - normal[r][k][i] * sums[R + r], out[i]);
+        out[i] = fma_of(scale, grad[k][i] - mean_g - normal[k][i] * mean_gx, out[i]);
       store_pack(to, out);
     }
   }
@@ -269,8 +275,9 @@ template <class T, bool DX, bool SUMS> struct Backward {
   }
 
   DEVICE void all(const Operands& io) {
-    // Two sums of each column; before that, four of each wave.
-    SHARED float space[SUMS ? HELD_COLUMNS : 4 * (THREADS / WAVE)];
+    // Two sums of each column of what several teams of a block may hold; before that, two of each
+    // wave.
+    SHARED float space[SUMS ? 2 * 1024 : 2 * (THREADS / WAVE)];
     memory = space;
     if (SUMS && block_x() == 0 && thread_x() == 0) count_partials(io, grid_x());
     if (packed()) by_width(cols, *this);

@@ -9,7 +9,7 @@ constexpr int THREADS = 256;  // most threads of a block
 constexpr unsigned HELD_COLUMNS = 4096;
 
 // N sums over teams of LANES neighbouring threads. A team is part of a wave or several waves; in
-// the second case all threads of the block must call, and `memory` holds N * block / WAVE numbers.
+// the second case all threads of the block must call, and `memory` holds N numbers a wave.
 template <int LANES, int N> DEVICE void row_sums(float (&x)[N], float* memory) {
   UNROLL for (int n = 0; n < N; ++n) x[n] = lanes_sum<(LANES < WAVE ? LANES : WAVE)>(x[n]);
   if constexpr (LANES > WAVE) {
@@ -38,15 +38,17 @@ template <int LANES, int R> struct Walk {
   DEVICE unsigned row(int r) const { return first + r * groups + group; }
 };
 
-// Calls f.run<LANES, E, R>() with lanes a row, elements a lane and rows in flight for rows of
-// `cols`; Plan::held_rows plans by the same table.
+// Elements of a row that one lane holds.
+constexpr int HELD = 16;
+
+// Calls f.run<LANES>() with the lanes that hold a row of `cols`, as ops::plans has them.
 template <class F> DEVICE void by_width(unsigned cols, F f) {
-  if (cols <= 64) f.template run<8, 8, 4>();
-  else if (cols <= 128) f.template run<8, 16, 2>();
-  else if (cols <= 256) f.template run<16, 16, 2>();
-  else if (cols <= 512) f.template run<32, 16, 2>();
-  else if (cols <= 1024) f.template run<64, 16, 2>();
-  else f.template run<THREADS, 16, 2>();
+  if (cols <= 64) f.template run<4>();
+  else if (cols <= 128) f.template run<8>();
+  else if (cols <= 256) f.template run<16>();
+  else if (cols <= 512) f.template run<32>();
+  else if (cols <= 1024) f.template run<64>();
+  else f.template run<THREADS>();
 }
 
 template <int LANES, int N> DEVICE void row_tops(float (&x)[N], float* memory) {

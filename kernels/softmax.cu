@@ -14,8 +14,8 @@ template <class T> struct Forward {
     return cols % PACK<T> == 0 && cols <= HELD_COLUMNS && aligned(x) && aligned(y);
   }
 
-  template <int LANES, int E, int R> DEVICE void run() const {
-    constexpr int P = PACK<T>, K = E / P;
+  template <int LANES> DEVICE void run() const {
+    constexpr int P = PACK<T>, K = HELD / P, R = 2;
     const float lowest = -float_of(0x7f800000u);
     for (Walk<LANES, R> walk(rows); walk.more(); walk.next()) {
       float values[R][K][P], top[R], sum[R];
@@ -81,32 +81,28 @@ template <class T> struct Backward {
     return cols % PACK<T> == 0 && cols <= HELD_COLUMNS && aligned(dy) && aligned(y) && aligned(dx);
   }
 
-  template <int LANES, int E, int R> DEVICE void run() const {
-    constexpr int P = PACK<T>, K = E / P;
-    for (Walk<LANES, R> walk(rows); walk.more(); walk.next()) {
-      float grad[R][K][P], result[R][K][P], dot[R];
-      UNROLL for (int r = 0; r < R; ++r) UNROLL for (int k = 0; k < K; ++k) {
+  template <int LANES> DEVICE void run() const {
+    constexpr int P = PACK<T>, K = HELD / P;
+    for (Walk<LANES, 1> walk(rows); walk.more(); walk.next()) {
+      float grad[K][P], result[K][P], dot[1] = {};
+      size_t row = size_t(walk.row(0)) * cols;
+      UNROLL for (int k = 0; k < K; ++k) {
         unsigned col = (k * LANES + walk.lane) * P;
-        UNROLL for (int i = 0; i < P; ++i) grad[r][k][i] = result[r][k][i] = 0.0f;
-        if (col >= cols || walk.row(r) >= rows) continue;
-        load_pack(grad[r][k], dy + size_t(walk.row(r)) * cols + col);
-        load_pack(result[r][k], y + size_t(walk.row(r)) * cols + col);
+        UNROLL for (int i = 0; i < P; ++i) grad[k][i] = result[k][i] = 0.0f;
+        if (col >= cols || walk.row(0) >= rows) continue;
+        load_pack(grad[k], dy + row + col);
+        load_pack(result[k], y + row + col);
       }
-      UNROLL for (int r = 0; r < R; ++r) {
-        dot[r] = 0.0f;
-        UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i)
-          dot[r] = fma_of(grad[r][k][i], result[r][k][i], dot[r]);
-      }
+      UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i)
+        dot[0] = fma_of(grad[k][i], result[k][i], dot[0]);
       row_sums<LANES>(dot, memory);
-      UNROLL for (int r = 0; r < R; ++r) UNROLL for (int k = 0; k < K; ++k) {
+      UNROLL for (int k = 0; k < K; ++k) {
         unsigned col = (k * LANES + walk.lane) * P;
-        if (col >= cols || walk.row(r) >= rows) continue;
-        T* to = dx + size_t(walk.row(r)) * cols + col;
+        if (col >= cols || walk.row(0) >= rows) continue;
         float out[P] = {};
-        if (accumulate) load_pack(out, to);
-        UNROLL for (int i = 0; i < P; ++i)
-          out[i] = fma_of(result[r][k][i], grad[r][k][i] - dot[r], out[i]);
-        store_pack(to, out);
+        if (accumulate) load_pack(out, dx + row + col);
+        UNROLL for (int i = 0; i < P; ++i) out[i] = fma_of(result[k][i], grad[k][i] - dot[0], out[i]);
+        store_pack(dx + row + col, out);
       }
     }
   }

@@ -21,7 +21,7 @@ pub struct LayerNorm {
 }
 
 op!(LayerNorm, "layernorm", |op, arch, kernel| {
-    plans::rows(kernel, arch, op.rows as usize, op.cols as usize)
+    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 2)
 });
 
 /// Lanes a row is summed in: as many partial sums as the widest vectors hold.
@@ -80,7 +80,7 @@ pub struct LayerNormBackward {
 }
 
 op!(LayerNormBackward, "layernorm_backward", |op, arch, kernel| {
-    plans::rows(kernel, arch, op.rows as usize, op.cols as usize)
+    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 1)
 });
 
 impl HostKernel for LayerNormBackward {
