@@ -199,7 +199,7 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
   float* sums = reinterpret_cast<float*>(memory + 2 * n * on.pairs) + 4 * on.pair;
   prepare(of, roots, place);
   Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
-  Signal<T> of_dx(io.at[p.with_input ? 4 : 0], p.channels, channel);
+  Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
   for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * n * p.channels;
@@ -345,7 +345,7 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
   Buffers buffers(after, 3, n, on.pairs);
   on.roots = buffers.roots;
   Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
-  Signal<T> of_dx(io.at[p.with_input ? 4 : 0], p.channels, channel);
+  Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
   Complex *x = buffers.at[0], *dy = buffers.at[1], *spare = buffers.at[2];
   for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
