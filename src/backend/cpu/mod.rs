@@ -118,6 +118,12 @@ impl Cpu {
         std::mem::replace(&mut *profile, on.then(Profile::new))
     }
 
+    /// Runs an op that somebody else keeps.
+    pub(in crate::backend) fn run_ref(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.install(|| self.execute(op, io))
+    }
+
     fn execute(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
         let start = Instant::now();
         let done = self.execute_plain(op, io);
