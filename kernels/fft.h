@@ -139,7 +139,8 @@ DEVICE void butterfly(Complex (&a)[16]) {
 // --- Passes --------------------------------------------------------------------------------------
 
 // A length n = the product of `passes` radices, the first in the lowest 4 bits of `radices` (less
-// 1), as src/ops/spectral.rs chooses them: the first may be 1 or 16, the others are 1 ... 5, 7, 8.
+// 1), as src/ops/spectral.rs chooses them: the first of 1, 4, 5, 8, 16, the last of 2, 3, 4, 5, 8,
+// those between of 2, 3, 4, 5, 7, 8. Each place has its own code, and fewer radices make less of it.
 struct Length {
   unsigned n, passes, radices;
   DEVICE unsigned radix(unsigned pass) const { return ((radices >> (4 * pass)) & 15u) + 1; }
@@ -159,7 +160,7 @@ DEVICE void pass(const Columns& on, unsigned count, unsigned m, unsigned split,
                  const Source& source, const Sink& sink) {
   // Division by m through its reciprocal: exact while count * m < 2^32.
   unsigned reciprocal = m > 1 ? 0xffffffffu / m + 1 : 0;
-  for (unsigned b = on.row; b < count; b += on.rows) {
+  ROLLED for (unsigned b = on.row; b < count; b += on.rows) {
     unsigned stretch = m > 1 ? multiply_high(b, reciprocal) : b;
     unsigned j = b - stretch * m, first = stretch * m * R + j, turn = j * split;
     Complex a[R];
@@ -175,23 +176,17 @@ DEVICE void pass(const Columns& on, unsigned count, unsigned m, unsigned split,
   }
 }
 
-// The pass of a radix known at run time. OUTER: the one that touches global memory.
-template <bool INVERSE, bool OUTER, class Source, class Sink>
-DEVICE void pass_of(unsigned radix, const Columns& on, unsigned total, unsigned m, unsigned split,
-                    const Source& source, const Sink& sink) {
-  unsigned count = total / radix;
+// The first forward or last inverse pass, which touches global memory.
+template <bool INVERSE, class Source, class Sink>
+DEVICE void outer_pass(const Length& of, const Columns& on, unsigned total, const Source& source,
+                       const Sink& sink) {
+  unsigned radix = of.radix(0), count = total / radix, m = of.n / radix;
   switch (radix) {
-    case 2: pass<2, INVERSE>(on, count, m, split, source, sink); break;
-    case 3: pass<3, INVERSE>(on, count, m, split, source, sink); break;
-    case 4: pass<4, INVERSE>(on, count, m, split, source, sink); break;
-    case 5: pass<5, INVERSE>(on, count, m, split, source, sink); break;
-    case 7: pass<7, INVERSE>(on, count, m, split, source, sink); break;
-    case 8: pass<8, INVERSE>(on, count, m, split, source, sink); break;
-    default:
-      if constexpr (OUTER) {
-        if (radix == 16) pass<16, INVERSE>(on, count, m, split, source, sink);
-        else pass<1, INVERSE>(on, count, m, split, source, sink);
-      }
+    case 1: pass<1, INVERSE>(on, count, m, 1, source, sink); break;
+    case 4: pass<4, INVERSE>(on, count, m, 1, source, sink); break;
+    case 5: pass<5, INVERSE>(on, count, m, 1, source, sink); break;
+    case 8: pass<8, INVERSE>(on, count, m, 1, source, sink); break;
+    default: pass<16, INVERSE>(on, count, m, 1, source, sink);
   }
 }
 
@@ -207,44 +202,54 @@ struct Column {
   }
 };
 
-// All forward passes but the first and the last, over `total` numbers a column (a multiple of n:
-// transforms one after the other). Ends in a barrier.
-DEVICE void inner_forward(const Length& of, const Columns& on, unsigned total, Column z) {
+// A pass within shared memory.
+template <bool INVERSE>
+DEVICE void inner_pass(unsigned radix, const Columns& on, unsigned total, unsigned m, unsigned split,
+                       Column z) {
+  auto source = [&](auto& a, unsigned first, unsigned step) { z.load(a, first, step); };
+  auto sink = [&](auto& a, unsigned first, unsigned step) { z.store(a, first, step); };
+  unsigned count = total / radix;
+  switch (radix) {
+    case 2: pass<2, INVERSE>(on, count, m, split, source, sink); break;
+    case 3: pass<3, INVERSE>(on, count, m, split, source, sink); break;
+    case 4: pass<4, INVERSE>(on, count, m, split, source, sink); break;
+    case 5: pass<5, INVERSE>(on, count, m, split, source, sink); break;
+    case 7: pass<7, INVERSE>(on, count, m, split, source, sink); break;
+    default: pass<8, INVERSE>(on, count, m, split, source, sink);
+  }
+  barrier();
+}
+
+// Forward passes but the first, the last of `both` transforms that lie one after the other, of
+// n numbers each, only in the first of them.
+DEVICE void inner_forward(const Length& of, const Columns& on, bool both, Column z) {
   unsigned split = of.radix(0), m = of.n / split;
-  for (unsigned i = 1; i + 1 < of.passes; ++i) {
+  ROLLED for (unsigned i = 1; i + 1 < of.passes + both; ++i) {
     unsigned radix = of.radix(i);
     m /= radix;
-    pass_of<false, false>(
-        radix, on, total, m, split,
-        [&](auto& a, unsigned first, unsigned step) { z.load(a, first, step); },
-        [&](auto& a, unsigned first, unsigned step) { z.store(a, first, step); });
+    inner_pass<false>(radix, on, both && m > 1 ? 2 * of.n : of.n, m, split, z);
     split *= radix;
-    barrier();
   }
 }
 
-// The inverse of `inner_forward`, of one transform.
+// The way back from `middle` to the last pass.
 DEVICE void inner_inverse(const Length& of, const Columns& on, Column z) {
   unsigned m = of.radix(of.passes - 1);
-  for (unsigned i = of.passes - 2; i > 0; --i) {
+  ROLLED for (unsigned i = of.passes - 2; i > 0; --i) {
     unsigned radix = of.radix(i);
-    pass_of<true, false>(
-        radix, on, of.n, m, of.n / (m * radix),
-        [&](auto& a, unsigned first, unsigned step) { z.load(a, first, step); },
-        [&](auto& a, unsigned first, unsigned step) { z.store(a, first, step); });
+    inner_pass<true>(radix, on, of.n, m, of.n / (m * radix), z);
     m *= radix;
-    barrier();
   }
 }
 
 // Fills `roots` (n) and `place`: where the bins k, k + n / R, k + 2 n / R ... lie side by side
 // before the last pass, R its radix, k < n / R. Ends in a barrier.
 DEVICE void prepare(const Length& of, Complex* roots, unsigned short* place) {
-  for (unsigned k = thread_x(); k < of.n; k += block_threads()) roots[k] = root(k, of.n);
+  ROLLED for (unsigned k = thread_x(); k < of.n; k += block_threads()) roots[k] = root(k, of.n);
   unsigned groups = of.n / of.radix(of.passes - 1);
-  for (unsigned k = thread_x(); k < groups; k += block_threads()) {
+  ROLLED for (unsigned k = thread_x(); k < groups; k += block_threads()) {
     unsigned left = k, m = of.n, at = 0;
-    for (unsigned i = 0; i + 1 < of.passes; ++i) {
+    ROLLED for (unsigned i = 0; i + 1 < of.passes; ++i) {
       unsigned radix = of.radix(i), rest = left / radix;
       m /= radix;
       at += (left - rest * radix) * m;
@@ -255,16 +260,17 @@ DEVICE void prepare(const Length& of, Complex* roots, unsigned short* place) {
   barrier();
 }
 
-// The last forward pass, visit(k, z[k], z[n - k], at, mirror, alone) for bins, and the first inverse pass,
-// in registers: bins k and n - k stand in groups that mirror each other, and one thread takes both.
+// The last forward pass, visit(k, z[k], z[n - k], at, mirror, alone) for bins, and the first inverse
+// pass, in registers: bins k and n - k stand in groups that mirror each other, and one thread takes
+// both.
 // `visit` leaves in its arguments what is to be transformed back, real and imaginary parts swapped.
 // `at` and `mirror` are where the bins would lie after the last pass. A group that mirrors itself
 // is visited bin by bin (`alone`), and what is left in z[n - k] is dropped.
-template <int R, bool BACK, class Visit>
+template <int R, class Visit>
 DEVICE void middle(unsigned n, const Columns& on, const unsigned short* place, Column z,
                    const Visit& visit) {
   unsigned groups = n / R;
-  for (unsigned u = on.row; u <= groups / 2; u += on.rows) {
+  ROLLED for (unsigned u = on.row; u <= groups / 2; u += on.rows) {
     unsigned v = u == 0 ? 0 : groups - u, at = place[u], mirror = place[v];
     bool alone = u == v;
     Complex a[R], b[R];
@@ -283,36 +289,33 @@ DEVICE void middle(unsigned n, const Columns& on, const unsigned short* place, C
       unsigned other = R - 1 - q + turn;
       visit(u + groups * q, a[q], b[R - 1 - q], at + q, mirror + (other == R ? 0 : other), alone);
     }
-    if constexpr (BACK) {
-      butterfly(a);
-      z.store(a, at, 1);
-      butterfly(b);
-      if (!alone) z.store(b, mirror, 1);
-    }
+    butterfly(a);
+    z.store(a, at, 1);
+    butterfly(b);
+    if (!alone) z.store(b, mirror, 1);
   }
 }
 
-template <bool BACK, class Visit>
+template <class Visit>
 DEVICE void middle_of(const Length& of, const Columns& on, const unsigned short* place, Column z,
                       const Visit& visit) {
   switch (of.radix(of.passes - 1)) {
-    case 1: middle<1, BACK>(of.n, on, place, z, visit); break;
-    case 2: middle<2, BACK>(of.n, on, place, z, visit); break;
-    case 3: middle<3, BACK>(of.n, on, place, z, visit); break;
-    case 4: middle<4, BACK>(of.n, on, place, z, visit); break;
-    case 5: middle<5, BACK>(of.n, on, place, z, visit); break;
-    case 7: middle<7, BACK>(of.n, on, place, z, visit); break;
-    default: middle<8, BACK>(of.n, on, place, z, visit); break;
+    case 2: middle<2>(of.n, on, place, z, visit); break;
+    case 3: middle<3>(of.n, on, place, z, visit); break;
+    case 4: middle<4>(of.n, on, place, z, visit); break;
+    case 5: middle<5>(of.n, on, place, z, visit); break;
+    default: middle<8>(of.n, on, place, z, visit);
   }
+  barrier();
 }
 
 // --- Any length ----------------------------------------------------------------------------------
 
 // The largest divisor of `left` up to 16, else its smallest prime factor.
 DEVICE unsigned next_radix(unsigned left) {
-  for (unsigned r = 16; r > 1; --r)
+  ROLLED for (unsigned r = 16; r > 1; --r)
     if (left % r == 0) return r;
-  for (unsigned r = 17; r * r <= left; r += 2)
+  ROLLED for (unsigned r = 17; r * r <= left; r += 2)
     if (left % r == 0) return r;
   return left;
 }

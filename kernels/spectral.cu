@@ -89,7 +89,14 @@ struct Gains {
       load_pack(g, static_cast<const float*>(base.base) + at);
       return;
     }
-    UNROLL for (int i = 0; i < 4; ++i) g[i] = channel + i / 2 < channels ? base[at + i] : 0.0f;
+    UNROLL for (int i = 0; i < 4; ++i) g[i] = channel + i / 2 < channels ? one(at + i) : 0.0f;
+  }
+
+  // `Any` with less code: this is in every butterfly.
+  DEVICE float one(size_t at) const {
+    if (base.kind == KIND_F32) return static_cast<const float*>(base.base)[at];
+    unsigned short bits = static_cast<const unsigned short*>(base.base)[at];
+    return base.kind == KIND_BF16 ? value_of(bf16{bits}) : value_of(f16{bits});
   }
 };
 
@@ -136,23 +143,21 @@ template <class T> DEVICE void spectral(const Spectral& p, const Operands& io) {
   Signal<T> x(io.at[0], p.channels, channel_of(on)), y(io.at[2], p.channels, channel_of(on));
   Gains gains(any(io, 1), p.channels, channel_of(on));
   Column column{z + on.pair, on.pairs};
-  unsigned radix = of.radix(0);
-  for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * p.time * p.channels;
-    pass_of<false, true>(
-        radix, on, p.time, p.time / radix, 1,
+    outer_pass<false>(
+        of, on, p.time,
         [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
         [&](auto& a, unsigned first, unsigned step) { column.store(a, first, step); });
     barrier();
-    inner_forward(of, on, p.time, column);
-    middle_of<true>(of, on, place, column,
-                    [&](unsigned k, Complex& a, Complex& b, unsigned, unsigned, bool) {
-                      amplify(p.time, k, p.conjugate != 0, gains, a, b);
-                    });
-    barrier();
+    inner_forward(of, on, false, column);
+    middle_of(of, on, place, column,
+              [&](unsigned k, Complex& a, Complex& b, unsigned, unsigned, bool) {
+                amplify(p.time, k, p.conjugate != 0, gains, a, b);
+              });
     inner_inverse(of, on, column);
-    pass_of<true, true>(
-        radix, on, p.time, p.time / radix, 1,
+    outer_pass<true>(
+        of, on, p.time,
         [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
         [&](auto& a, unsigned first, unsigned step) {
           y.store(a, start, first, step, p.accumulate != 0);
@@ -190,7 +195,7 @@ DEVICE void store_sums(float* to, unsigned channels, unsigned channel, unsigned 
 template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operands& io) {
   Length of{p.time, p.passes, p.radices};
   Columns on = columns(p.channels, nullptr);
-  unsigned n = p.time, bins = n / 2 + 1, channel = channel_of(on), radix = of.radix(0);
+  unsigned n = p.time, bins = n / 2 + 1, channel = channel_of(on);
   Complex* memory = reinterpret_cast<Complex*>(dynamic_shared());
   Complex* roots = memory + 2 * (n + bins) * on.pairs;
   on.roots = roots;
@@ -201,22 +206,17 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
   Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
   Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
-  for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * n * p.channels;
-    pass_of<false, true>(
-        radix, on, 2 * n, n / radix, 1,
+    outer_pass<false>(
+        of, on, 2 * n,
         [&](auto& a, unsigned first, unsigned step) {
           if (first < n) of_x.load(a, start, first, step);
           else of_dy.load(a, start, first - n, step);
         },
         [&](auto& a, unsigned first, unsigned step) { x.store(a, first, step); });
     barrier();
-    inner_forward(of, on, 2 * n, x);
-    pass_of<false, true>(
-        of.radix(of.passes - 1), on, n, 1, n / of.radix(of.passes - 1),
-        [&](auto& a, unsigned first, unsigned step) { x.load(a, first, step); },
-        [&](auto& a, unsigned first, unsigned step) { x.store(a, first, step); });
-    barrier();
+    inner_forward(of, on, true, x);
     auto visit = [&](unsigned k, Complex& a, Complex& b, unsigned at, unsigned mirror, bool alone) {
       bool upper = 2 * k > n;
       if (!alone || !upper) {
@@ -228,23 +228,19 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
       }
       if (p.with_input) amplify(n, k, true, gains, a, b);
     };
+    middle_of(of, on, place, dy, visit);
     if (p.with_input) {
-      middle_of<true>(of, on, place, dy, visit);
-      barrier();
       inner_inverse(of, on, dy);
-      pass_of<true, true>(
-          radix, on, n, n / radix, 1,
-          [&](auto& a, unsigned first, unsigned step) { dy.load(a, first, step); },
+      outer_pass<true>(
+          of, on, n, [&](auto& a, unsigned first, unsigned step) { dy.load(a, first, step); },
           [&](auto& a, unsigned first, unsigned step) {
             of_dx.store(a, start, first, step, p.accumulate != 0);
           });
-    } else {
-      middle_of<false>(of, on, place, dy, visit);
     }
     barrier();
   }
   float* to = slice_sums(p, io);
-  for (unsigned bin = on.row; bin < bins; bin += on.rows) {
+  ROLLED for (unsigned bin = on.row; bin < bins; bin += on.rows) {
     float sum[4];
     load_pack(sum, sums + bin * on.pairs * 4);
     store_sums(to, p.channels, channel, bin, sum, false);
@@ -287,7 +283,7 @@ struct Buffers {
 
 template <class T>
 DEVICE void load_column(const Signal<T>& x, size_t start, unsigned n, const Columns& on, Complex* z) {
-  for (unsigned t = on.row; t < n; t += on.rows) {
+  ROLLED for (unsigned t = on.row; t < n; t += on.rows) {
     Complex one[1];
     x.load(one, start, t, 1);
     z[size_t(t) * on.pairs + on.pair] = one[0];
@@ -298,7 +294,7 @@ DEVICE void load_column(const Signal<T>& x, size_t start, unsigned n, const Colu
 template <class T>
 DEVICE void store_column(const Signal<T>& y, size_t start, unsigned n, const Columns& on,
                          const Complex* z, bool add) {
-  for (unsigned t = on.row; t < n; t += on.rows) {
+  ROLLED for (unsigned t = on.row; t < n; t += on.rows) {
     Complex one[1] = {z[size_t(t) * on.pairs + on.pair]};
     y.store(one, start, t, 1, add);
   }
@@ -308,7 +304,7 @@ DEVICE void store_column(const Signal<T>& y, size_t start, unsigned n, const Col
 // Multiplies a spectrum in natural order and swaps parts.
 DEVICE void amplify_column(unsigned n, bool conjugate, const Gains& gains, const Columns& on,
                            Complex* z) {
-  for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
+  ROLLED for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
     Complex* at = z + size_t(k) * on.pairs + on.pair;
     Complex* mirror = z + size_t(k == 0 ? 0 : n - k) * on.pairs + on.pair;
     Complex a = *at, b = *mirror;
@@ -327,7 +323,7 @@ template <class T> DEVICE void spectral_any(const Spectral& p, const Operands& i
   Signal<T> x(io.at[0], p.channels, channel), y(io.at[2], p.channels, channel);
   Gains gains(any(io, 1), p.channels, channel);
   Complex *z = buffers.at[0], *spare = buffers.at[1];
-  for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * p.time * p.channels;
     load_column(x, start, p.time, on, z);
     transform(p.time, on, z, spare);
@@ -348,13 +344,13 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
   Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
   Complex *x = buffers.at[0], *dy = buffers.at[1], *spare = buffers.at[2];
-  for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * n * p.channels;
     load_column(of_x, start, n, on, x);
     load_column(of_dy, start, n, on, dy);
     transform(n, on, x, spare);
     transform(n, on, dy, spare);
-    for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
+    ROLLED for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
       size_t at = size_t(k) * on.pairs + on.pair;
       size_t mirror = size_t(k == 0 ? 0 : n - k) * on.pairs + on.pair;
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};

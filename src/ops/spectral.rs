@@ -167,9 +167,9 @@ impl Extents {
     }
 }
 
-/// The radices whose product is `time`, largest first: those the GPU's transform has butterflies
-/// for, in at most 8 passes; none where there are no such. The first pass reads global memory and
-/// may be of radix 16 or 1, and there are at least two.
+/// The radices whose product is `time`, in the order of the passes of the GPU's transform, which has
+/// butterflies of 1, 4, 5, 8, 16 for the first, of 2, 3, 4, 5, 8 for the last and of 2, 3, 4, 5, 7, 8
+/// for up to six between; none for a length that they do not make up.
 fn radices(time: usize) -> Vec<u32> {
     let (mut left, mut found) = (time.max(1), Vec::new());
     for odd in [7, 5, 3] {
@@ -185,16 +185,23 @@ fn radices(time: usize) -> Vec<u32> {
     let (head, eights): (&[u32], u32) = match twos % 3 {
         0 => (&[], twos / 3),
         1 if twos == 1 => (&[2], 0),
-        1 if left == 16 && time == 16 => (&[4, 4], 0),
+        // 16 is for the first pass; something must be left for the last.
+        1 if twos == 4 && found.iter().all(|&r| r == 7) => (&[4, 4], 0),
         1 => (&[16], (twos - 4) / 3),
         _ => (&[4], twos / 3),
     };
     found.extend(head);
     found.extend(std::iter::repeat_n(8, eights as usize));
     found.sort_unstable_by(|a, b| b.cmp(a));
-    while found.len() < 2 {
-        found.insert(0, 1);
-    }
+    let first = found.iter().position(|r| matches!(r, 4 | 5 | 8 | 16));
+    let first = first.map_or(1, |at| found.remove(at));
+    let (first, last) = match found.iter().rposition(|&r| r != 7) {
+        Some(at) => (first, found.remove(at)),
+        None if first > 1 => (1, first),
+        None => return Vec::new(),
+    };
+    found.insert(0, first);
+    found.push(last);
     if found.len() > 8 { Vec::new() } else { found }
 }
 
@@ -420,14 +427,16 @@ mod tests {
                 }
             }
             if found.is_empty() {
-                // 2 to 4999 in more than 8 passes: none.
-                assert!(rest > 1, "{time} is a product of small primes");
+                let sevens = std::iter::successors(Some(1), |n| Some(7 * n)).take(6);
+                let known = rest > 1 || sevens.into_iter().any(|n| n == time);
+                assert!(known, "{time} is a product of small primes");
                 continue;
             }
             assert_eq!(found.iter().map(|&r| r as usize).product::<usize>(), time);
-            assert!((2..=8).contains(&found.len()), "{time}: {found:?}");
-            assert!(found[1..].iter().all(|r| [1, 2, 3, 4, 5, 7, 8].contains(r)), "{found:?}");
-            assert!(matches!(found[0], 1..=5 | 7 | 8 | 16), "{time}: {found:?}");
+            let [first, between @ .., last] = found.as_slice() else { panic!("{time}: {found:?}") };
+            assert!(between.len() <= 6 && [1, 4, 5, 8, 16].contains(first), "{time}: {found:?}");
+            assert!([2, 3, 4, 5, 8].contains(last), "{time}: {found:?}");
+            assert!(between.iter().all(|r| [2, 3, 4, 5, 7, 8].contains(r)), "{time}: {found:?}");
         }
     }
 
