@@ -1,0 +1,152 @@
+// What the attention kernels on matrix instructions share: tiles of rows of one head in shared
+// memory, and fragments of mma m16n8k16 from them or from global memory.
+//
+// A tile is [rows, D] of 2-byte elements, D the head dimension padded to 16, 32, 64 or 128, in
+// chunks of 16 bytes. Eight rows of one chunk, which ldmatrix reads at once, must lie in different
+// banks, so chunks change places by an exclusive or with bits of the row.
+#pragma once
+#include "mma.h"
+
+// Launch bounds with the blocks that shall fit a multiprocessor.
+#if defined(__CUDACC__)
+#define FITTING(threads, blocks) __launch_bounds__(threads, blocks)
+#else
+#define FITTING(threads, blocks)
+#endif
+
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;
+
+// Rows of one head inside [batch, time, ..., heads, head_dim].
+template <class T> struct Rows {
+  T* base;
+  size_t stride;  // elements from one row to the next
+  unsigned rows, d;
+  bool packed;  // rows can be moved by 16 bytes
+  DEVICE T* at(unsigned row) const { return base + row * stride; }
+};
+
+DEVICE bool aligned16(const void* p) { return (reinterpret_cast<size_t>(p) & 15) == 0; }
+
+// Part 0, 1, 2 (Q, K, V) of head h of item b of qkv [batch, time, 3, heads, head_dim].
+template <class T> DEVICE Rows<T> part_of(const Attention& p, T* qkv, unsigned part) {
+  unsigned width = p.heads * p.head_dim;
+  T* base = qkv + size_t(block_z()) * p.time * 3 * width + (part * p.heads + block_y()) * p.head_dim;
+  return {base, 3 * width, p.time, p.head_dim, p.head_dim % 8 == 0 && aligned16(qkv)};
+}
+// Head h of item b of [batch, time, heads, head_dim].
+template <class T> DEVICE Rows<T> head_of(const Attention& p, T* x) {
+  unsigned width = p.heads * p.head_dim;
+  T* base = x + size_t(block_z()) * p.time * width + block_y() * p.head_dim;
+  return {base, width, p.time, p.head_dim, p.head_dim % 8 == 0 && aligned16(x)};
+}
+
+// Element where chunk `chunk` of row `row` of a tile begins.
+template <int D> DEVICE unsigned chunk_at(unsigned row, unsigned chunk) {
+  constexpr unsigned CHUNKS = D / 8, SHIFT = D == 16 ? 2 : D == 32 ? 1 : 0;
+  constexpr unsigned MASK = (CHUNKS < 8 ? CHUNKS : 8) - 1;
+  return row * D + 8 * (chunk ^ ((row >> SHIFT) & MASK));
+}
+
+// Copies rows first .. first + count to a tile, by all threads of the block; zeros past the last
+// row and the head dimension. Done after copy_async_wait and a barrier.
+template <int D, class T>
+DEVICE void load_tile(T* tile, const Rows<const T>& from, unsigned first, unsigned count) {
+  constexpr unsigned CHUNKS = D / 8;
+  for (unsigned i = thread_x(); i < count * CHUNKS; i += block_threads()) {
+    unsigned row = i / CHUNKS, col = 8 * (i % CHUNKS);
+    T* to = tile + chunk_at<D>(row, i % CHUNKS);
+    bool real = first + row < from.rows;
+    if (from.packed) {
+      bool valid = real && col < from.d;
+      copy_async(to, valid ? from.at(first + row) + col : from.base, valid);
+    } else {
+      UNROLL for (unsigned j = 0; j < 8; ++j)
+        to[j] = real && col + j < from.d ? from.at(first + row)[col + j] : rounded<T>(0.0f);
+    }
+  }
+}
+
+// Elements col, col + 1 of a row in one register; zeros past the head dimension.
+template <class T> DEVICE unsigned pair_at(const Rows<const T>& from, unsigned row, unsigned col) {
+  if (row >= from.rows || col >= from.d) return 0;
+  const T* at = from.at(row) + col;
+  if (from.packed) return *reinterpret_cast<const unsigned*>(at);
+  return unsigned(at[0].bits) | (col + 1 < from.d ? unsigned(at[1].bits) << 16 : 0u);
+}
+
+// Stores two elements where pair_at would read them.
+template <class T>
+DEVICE void put_pair(const Rows<T>& to, unsigned row, unsigned col, float low, float high) {
+  if (row >= to.rows || col >= to.d) return;
+  T* at = to.at(row) + col;
+  if (to.packed) {
+    *reinterpret_cast<unsigned*>(at) = pack2<T>(low, high);
+    return;
+  }
+  at[0] = rounded<T>(low);
+  if (col + 1 < to.d) at[1] = rounded<T>(high);
+}
+
+template <class T> DEVICE float element(unsigned pair, int i) {
+  return value_of(T{(unsigned short)(i ? pair >> 16 : pair)});
+}
+
+DEVICE unsigned lane_of() { return thread_x() % 32; }
+DEVICE unsigned warp_of() { return thread_x() / 32; }
+
+// Operand A: 16 rows from `first`, all D columns.
+template <int D, class T>
+DEVICE void load_strip(unsigned (&a)[D / 16][4], const Rows<const T>& from, unsigned first) {
+  unsigned g = lane_of() / 4, t = lane_of() % 4;
+  UNROLL for (int k = 0; k < D / 16; ++k)
+    UNROLL for (int i = 0; i < 4; ++i)
+      a[k][i] = pair_at(from, first + g + 8 * (i % 2), 16 * k + 2 * t + 8 * (i / 2));
+}
+
+// Stores [16, D] sums, scaled by row.
+template <int D, class T>
+DEVICE void store_strip(const Rows<T>& to, unsigned first, const float (&x)[D / 8][4], float low_rows,
+                        float high_rows) {
+  unsigned g = lane_of() / 4, t = lane_of() % 4;
+  UNROLL for (int n = 0; n < D / 8; ++n) {
+    put_pair(to, first + g, 8 * n + 2 * t, low_rows * x[n][0], low_rows * x[n][1]);
+    put_pair(to, first + g + 8, 8 * n + 2 * t, high_rows * x[n][2], high_rows * x[n][3]);
+  }
+}
+
+// Operands B of a product over columns: rows first .. first + 15 of the tile are the 16 columns of
+// B (registers 0, 1: the first 8), elements 16k .. 16k + 15 its rows.
+template <int D, class T>
+DEVICE void rows_as_columns(unsigned (&b)[4], const T* tile, unsigned first, unsigned k) {
+  unsigned lane = lane_of();
+  load_matrices(b, tile + first * D + chunk_at<D>(lane % 8 + 8 * (lane / 16), 2 * k + lane / 8 % 2));
+}
+// Operands B of a product over rows: rows first .. first + 15 of the tile are the rows of B,
+// elements 16n .. 16n + 15 its columns (registers 0, 1: the first 8).
+template <int D, class T>
+DEVICE void rows_as_rows(unsigned (&b)[4], const T* tile, unsigned first, unsigned n) {
+  unsigned lane = lane_of();
+  load_matrices_transposed(b, tile + first * D + chunk_at<D>(lane % 16, 2 * n + lane / 16));
+}
+
+// Two products that share A: with columns 0-7 and 8-15 of B.
+template <class T>
+DEVICE void mma_two(float (&d0)[4], float (&d1)[4], const unsigned (&a)[4], const unsigned (&b)[4]) {
+  const unsigned low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+  mma<T>(d0, a, low);
+  mma<T>(d1, a, high);
+}
+
+// Sums [16, 16] of a product as operand A of the next.
+template <class T>
+DEVICE void as_operand(unsigned (&a)[4], const float (&d0)[4], const float (&d1)[4]) {
+  a[0] = pack2<T>(d0[0], d0[1]);
+  a[1] = pack2<T>(d0[2], d0[3]);
+  a[2] = pack2<T>(d1[0], d1[1]);
+  a[3] = pack2<T>(d1[2], d1[3]);
+}
+
+}  // namespace
