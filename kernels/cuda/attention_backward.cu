@@ -9,7 +9,7 @@
 // dS^T are operands A in place. Blocks of queries compute dQ in the same way over all keys. Scores
 // are computed twice, 7 products instead of 5, but nothing is summed across blocks or warps: the
 // result does not depend on timing. Deltas are computed by whoever needs them.
-#include "attention_tile.h"
+#include "attention_problem.h"
 
 namespace {
 
@@ -17,53 +17,6 @@ namespace {
 template <int D> constexpr unsigned ROWS = D == 16 ? 128 : D == 128 ? 32 : 64;
 // Strips of 16 rows a warp owns.
 template <int D> constexpr int STRIPS = D <= 32 ? 2 : 1;
-
-template <class T> struct Problem {
-  Rows<const T> q, k, v, out, d_out;
-  const float* lse;
-  unsigned heads;
-  float factor;  // scale log2(e)
-  DEVICE Problem(const Attention& p, const Operands& io)
-      : q(part_of(p, input<T>(io, 1), 0)), k(part_of(p, input<T>(io, 1), 1)),
-        v(part_of(p, input<T>(io, 1), 2)), out(head_of(p, input<T>(io, 2))),
-        d_out(head_of(p, input<T>(io, 0))),
-        lse(input<float>(io, 3) + size_t(block_z()) * p.time * p.heads + block_y()),
-        heads(p.heads), factor(p.scale * LOG2_E) {}
-};
-
-// Sum over 8 columns of d_out * out.
-template <class T> DEVICE float part_of_delta(const Problem<T>& of, unsigned row, unsigned col) {
-  float sum = 0.0f;
-  if (row >= of.out.rows || col >= of.out.d) return sum;
-  const T *x = of.out.at(row) + col, *y = of.d_out.at(row) + col;
-  if (of.out.packed && of.d_out.packed) {
-    float a[8], b[8];
-    load_pack(a, x);
-    load_pack(b, y);
-    UNROLL for (int i = 0; i < 8; ++i) sum += a[i] * b[i];
-  } else {
-    UNROLL for (unsigned i = 0; i < 8; ++i)
-      if (col + i < of.out.d) sum += value_of(x[i]) * value_of(y[i]);
-  }
-  return sum;
-}
-
-// Statistics of `count` queries, for two neighbours side by side: lse log2(e) of both, deltas of
-// both. Queries past the last get an infinite lse, so that their probabilities are zero.
-template <int D, class T>
-DEVICE void load_statistics(float* to, const Problem<T>& of, unsigned first, unsigned count) {
-  constexpr unsigned LANES = D / 8;
-  for (unsigned i = thread_x(); i < count * LANES; i += block_threads()) {
-    unsigned row = i / LANES;
-    float delta = lanes_sum<LANES>(part_of_delta(of, first + row, 8 * (i % LANES)));
-    if (i % LANES == 0) {
-      bool real = first + row < of.q.rows;
-      float* at = to + 4 * (row / 2) + row % 2;
-      at[0] = real ? LOG2_E * of.lse[(first + row) * of.heads] : float_of(0x7f800000u);
-      at[2] = delta;
-    }
-  }
-}
 
 // Calls use(stage, first) for tiles of ROWS<D> rows of x and y, both in shared memory from `stage`
 // on, while the next tile is under way; load(stage, first) brings what else a tile needs.
