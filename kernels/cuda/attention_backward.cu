@@ -57,11 +57,11 @@ template <class T, int D, int M> struct Keys {
   DEVICE void start(const Problem<T>& of, unsigned first, char* shared) {
     if constexpr (V_SHARED) {
       T* tile = reinterpret_cast<T*>(shared) + warp_of() * 16 * D;
-      UNROLL for (unsigned i = 0; i < D / 16; ++i) {
-        unsigned row = lane_of() / 2, chunk = i + D / 16 * (lane_of() % 2);
-        unsigned* to = reinterpret_cast<unsigned*>(tile + chunk_at<D>(row, chunk));
-        UNROLL for (unsigned j = 0; j < 4; ++j) to[j] = pair_at(of.v, first + row, 8 * chunk + 2 * j);
-      }
+      unsigned g = lane_of() / 4, t = lane_of() % 4, a[D / 16][4];
+      load_strip<D>(a, of.v, first);
+      UNROLL for (int k = 0; k < D / 16; ++k)
+        UNROLL for (int i = 0; i < 4; ++i)
+          *reinterpret_cast<unsigned*>(tile + chunk_at<D>(g + i % 2 * 8, 2 * k + i / 2) + 2 * t) = a[k][i];
       wave_barrier();
       values = tile;
     }
@@ -74,8 +74,12 @@ template <class T, int D, int M> struct Keys {
 
   // Takes 16 queries from row `at` of the tiles.
   DEVICE void take(const T* queries, const T* d_outs, const float* statistics, unsigned at, float factor) {
-    float s[M][2][4] = {}, dp[M][2][4] = {};
+    float s[M][2][4] = {}, dp[M][2][4], of[2][4];
     unsigned b[4];
+    UNROLL for (int n = 0; n < 2; ++n) {
+      load_pack(of[n], statistics + 2 * (at + 8 * n) + 4 * (lane_of() % 4));
+      UNROLL for (int m = 0; m < M; ++m) UNROLL for (int i = 0; i < 4; ++i) dp[m][n][i] = of[n][2 + i % 2];
+    }
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, queries, at, j);
       UNROLL for (int m = 0; m < M; ++m) mma_two<T>(s[m][0], s[m][1], k[m][j], b);
@@ -85,15 +89,12 @@ template <class T, int D, int M> struct Keys {
       if constexpr (V_SHARED) load_matrices(v[0][0], values + chunk_at<D>(lane_of() % 16, 2 * j + lane_of() / 16));
       UNROLL for (int m = 0; m < M; ++m) mma_two<T>(dp[m][0], dp[m][1], v[m][V_SHARED ? 0 : j], b);
     }
-    UNROLL for (int n = 0; n < 2; ++n) {
-      float of[4];
-      load_pack(of, statistics + 2 * (at + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int m = 0; m < M; ++m)
+    UNROLL for (int m = 0; m < M; ++m)
+      UNROLL for (int n = 0; n < 2; ++n)
         UNROLL for (int i = 0; i < 4; ++i) {
-          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[i % 2]));
-          dp[m][n][i] = s[m][n][i] * (dp[m][n][i] - of[2 + i % 2]);
+          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[n][i % 2]));
+          dp[m][n][i] *= s[m][n][i];
         }
-    }
     unsigned p[M][4], ds[M][4];
     UNROLL for (int m = 0; m < M; ++m) {
       as_operand<T>(p[m], s[m][0], s[m][1]);
@@ -159,10 +160,13 @@ template <class T, int D, int M> struct Queries {
     }
   }
 
-  // Takes 16 keys from row `at` of the tiles; those from `valid` on count nothing.
+  // Takes 16 keys from row `at` of the tiles; with TAIL those from `valid` on count nothing.
+  template <bool TAIL>
   DEVICE void take(const T* keys, const T* values, unsigned at, unsigned valid, float factor) {
-    float s[M][2][4] = {}, dp[M][2][4] = {};
+    float s[M][2][4] = {}, dp[M][2][4];
     unsigned b[4], ds[M][4];
+    UNROLL for (int m = 0; m < M; ++m)
+      UNROLL for (int n = 0; n < 2; ++n) UNROLL for (int i = 0; i < 4; ++i) dp[m][n][i] = -delta[m][i / 2];
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, keys, at, j);
       UNROLL for (int m = 0; m < M; ++m) mma_two<T>(s[m][0], s[m][1], q[m][j], b);
@@ -173,12 +177,9 @@ template <class T, int D, int M> struct Queries {
     }
     UNROLL for (int m = 0; m < M; ++m) {
       UNROLL for (int n = 0; n < 2; ++n)
-        UNROLL for (int i = 0; i < 4; ++i) {
-          float prob = exp2_of(fma_of(s[m][n][i], factor, -lse[m][i / 2]));
-          dp[m][n][i] = prob * (dp[m][n][i] - delta[m][i / 2]);
-        }
+        UNROLL for (int i = 0; i < 4; ++i) dp[m][n][i] *= exp2_of(fma_of(s[m][n][i], factor, -lse[m][i / 2]));
       // Keys past the last are zero, but their probability may be infinite.
-      if (at + 16 > valid) {
+      if constexpr (TAIL) {
         UNROLL for (int n = 0; n < 2; ++n)
           UNROLL for (int i = 0; i < 4; ++i)
             if (at + 8 * n + 2 * (lane_of() % 4) + i % 2 >= valid) dp[m][n][i] = 0.0f;
@@ -204,9 +205,10 @@ DEVICE void queries_backward(const Attention& p, const Operands& io, unsigned bl
       dynamic_shared(), ROWS<D> * (4 * D + 8), of.k, of.v, [](float*, unsigned) {},
       [&](const T* tile, unsigned key) {
         if (!active) return;
-        unsigned left = p.time - key, count = left < ROWS<D> ? left : ROWS<D>;
-        for (unsigned at = 0; at < count; at += 16)
-          state.take(tile, tile + ROWS<D> * D, at, count, of.factor);
+        unsigned left = p.time - key, count = left < ROWS<D> ? left : ROWS<D>, at = 0;
+        const T* values = tile + ROWS<D> * D;
+        for (; at + 16 <= count; at += 16) state.template take<false>(tile, values, at, count, of.factor);
+        if (at < count) state.template take<true>(tile, values, at, count, of.factor);
       });
   if (!active) return;
   Rows<T> dq = part_of(p, output<T>(io, 4), 0);

@@ -69,25 +69,28 @@ template <class T> struct Keys {
     }
   }
 
-  // Probabilities in s, gradients of scores in ds.
+  // Probabilities in s, gradients of scores in ds. TAIL: some of the keys are past the last.
+  template <bool TAIL>
   DEVICE void scores(float (&s)[STRIPS][2][4], float (&ds)[STRIPS][2][4], const Held<T>& held,
                      unsigned query, float factor) const {
+    float of[2][4];
+    UNROLL for (int n = 0; n < 2; ++n) {
+      load_pack(of[n], held.statistics + 2 * (query + 8 * n) + 4 * (lane_of() % 4));
+      UNROLL for (int m = 0; m < STRIPS; ++m) UNROLL for (int i = 0; i < 4; ++i) ds[m][n][i] = of[n][2 + i % 2];
+    }
     unsigned b[4];
     rows_as_columns<D>(b, held.queries, query, 0);
     UNROLL for (int m = 0; m < STRIPS; ++m) mma_two<T>(s[m][0], s[m][1], k[m], b);
     rows_as_columns<D>(b, held.d_outs, query, 0);
     UNROLL for (int m = 0; m < STRIPS; ++m) mma_two<T>(ds[m][0], ds[m][1], v[m], b);
-    UNROLL for (int n = 0; n < 2; ++n) {
-      float of[4];
-      load_pack(of, held.statistics + 2 * (query + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int m = 0; m < STRIPS; ++m)
+    UNROLL for (int m = 0; m < STRIPS; ++m)
+      UNROLL for (int n = 0; n < 2; ++n)
         UNROLL for (int i = 0; i < 4; ++i) {
-          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[i % 2]));
-          ds[m][n][i] = s[m][n][i] * (ds[m][n][i] - of[2 + i % 2]);
+          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[n][i % 2]));
+          ds[m][n][i] *= s[m][n][i];
         }
-    }
     // Keys past the last are zero, but their probability may be infinite.
-    if (left < 16 * STRIPS) {
+    if constexpr (TAIL) {
       UNROLL for (int m = 0; m < STRIPS; ++m)
         UNROLL for (int i = 0; i < 4; ++i)
           if (16 * m + lane_of() / 4 + i / 2 * 8 >= left) ds[m][0][i] = ds[m][1][i] = 0.0f;
@@ -95,9 +98,9 @@ template <class T> struct Keys {
   }
 
   // Takes 16 queries from `query` on.
-  DEVICE void take(const Held<T>& held, unsigned query, float factor) {
-    float s[STRIPS][2][4] = {}, ds[STRIPS][2][4] = {}, dq[2][4] = {};
-    scores(s, ds, held, query, factor);
+  template <bool TAIL> DEVICE void take(const Held<T>& held, unsigned query, float factor) {
+    float s[STRIPS][2][4] = {}, ds[STRIPS][2][4], dq[2][4] = {};
+    scores<TAIL>(s, ds, held, query, factor);
     unsigned b[4], a[4], gradients[STRIPS][4];
     rows_as_rows<D>(b, held.d_outs, query, 0);
     UNROLL for (int m = 0; m < STRIPS; ++m) {
@@ -146,7 +149,8 @@ template <class T> DEVICE void whole(const Attention& p, const Operands& io) {
     for (unsigned done = 0; done < tiles;) {
       unsigned end = done + turn < tiles ? done + turn : tiles;
       for (; done < end; ++done) {
-        if (keys.left) keys.take(held, 16 * tile, of.factor);
+        if (keys.left >= 16 * STRIPS) keys.template take<false>(held, 16 * tile, of.factor);
+        else if (keys.left) keys.template take<true>(held, 16 * tile, of.factor);
         tile = tile + 1 == tiles ? 0 : tile + 1;
       }
       barrier();

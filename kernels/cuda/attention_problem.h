@@ -35,7 +35,7 @@ template <class T> DEVICE float part_of_delta(const Problem<T>& of, unsigned row
   return sum;
 }
 
-// Statistics of `count` queries, for two neighbours side by side: lse log2(e) of both, deltas of
+// Statistics of `count` queries, for two neighbours side by side: lse log2(e) of both, -delta of
 // both. Queries past the last get an infinite lse, so that their probabilities are zero.
 template <int D, class T>
 DEVICE void load_statistics(float* to, const Problem<T>& of, unsigned first, unsigned count) {
@@ -47,7 +47,7 @@ DEVICE void load_statistics(float* to, const Problem<T>& of, unsigned first, uns
       bool real = first + row < of.q.rows;
       float* at = to + 4 * (row / 2) + row % 2;
       at[0] = real ? LOG2_E * of.lse[(first + row) * of.heads] : float_of(0x7f800000u);
-      at[2] = delta;
+      at[2] = -delta;
     }
   }
 }

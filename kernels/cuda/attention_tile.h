@@ -58,37 +58,21 @@ DEVICE void load_tile(T* tile, const Rows<const T>& from, unsigned first, unsign
   for (unsigned i = thread_x(); i < count * CHUNKS; i += block_threads()) {
     unsigned row = i / CHUNKS, col = 8 * (i % CHUNKS);
     T* to = tile + chunk_at<D>(row, i % CHUNKS);
-    bool real = first + row < from.rows;
+    bool real = first + row < from.rows && col < from.d;
+    const T* at = from.at(real ? first + row : 0) + (real ? col : 0);
     if (from.packed) {
-      bool valid = real && col < from.d;
-      copy_async(to, valid ? from.at(first + row) + col : from.base, valid);
+      copy_async(to, at, real);
     } else {
-      UNROLL for (unsigned j = 0; j < 8; ++j)
-        to[j] = real && col + j < from.d ? from.at(first + row)[col + j] : rounded<T>(0.0f);
+      UNROLL for (unsigned j = 0; j < 8; ++j) to[j] = real && col + j < from.d ? at[j] : rounded<T>(0.0f);
     }
   }
 }
 
-// Elements col, col + 1 of a row in one register; zeros past the head dimension.
-template <class T> DEVICE unsigned pair_at(const Rows<const T>& from, unsigned row, unsigned col) {
-  if (row >= from.rows || col >= from.d) return 0;
-  const T* at = from.at(row) + col;
-  if (from.packed) return *reinterpret_cast<const unsigned*>(at);
-  return unsigned(at[0].bits) | (col + 1 < from.d ? unsigned(at[1].bits) << 16 : 0u);
+// Elements 0 and 1 from `at` in one register, of which `count` are real, the others zero.
+template <class T> DEVICE unsigned pair_of(const T* at, unsigned count) {
+  return count == 0 ? 0u : unsigned(at[0].bits) | (count > 1 ? unsigned(at[1].bits) << 16 : 0u);
 }
-
-// Stores two elements where pair_at would read them.
-template <class T>
-DEVICE void put_pair(const Rows<T>& to, unsigned row, unsigned col, float low, float high) {
-  if (row >= to.rows || col >= to.d) return;
-  T* at = to.at(row) + col;
-  if (to.packed) {
-    *reinterpret_cast<unsigned*>(at) = pack2<T>(low, high);
-    return;
-  }
-  at[0] = rounded<T>(low);
-  if (col + 1 < to.d) at[1] = rounded<T>(high);
-}
+template <class T> DEVICE unsigned whole_pair(const T* at) { return *reinterpret_cast<const unsigned*>(at); }
 
 template <class T> DEVICE float element(unsigned pair, int i) {
   return value_of(T{(unsigned short)(i ? pair >> 16 : pair)});
@@ -101,9 +85,19 @@ DEVICE unsigned warp_of() { return thread_x() / 32; }
 template <int D, class T>
 DEVICE void load_strip(unsigned (&a)[D / 16][4], const Rows<const T>& from, unsigned first) {
   unsigned g = lane_of() / 4, t = lane_of() % 4;
-  UNROLL for (int k = 0; k < D / 16; ++k)
-    UNROLL for (int i = 0; i < 4; ++i)
-      a[k][i] = pair_at(from, first + g + 8 * (i % 2), 16 * k + 2 * t + 8 * (i / 2));
+  UNROLL for (int h = 0; h < 2; ++h) {
+    unsigned row = first + g + 8 * h, d = row < from.rows ? from.d : 0;
+    const T* at = from.at(d ? row : 0) + 2 * t;
+    if (from.packed) {
+      UNROLL for (unsigned c = 0; c < D / 8; ++c)
+        a[c / 2][h + c % 2 * 2] = 8 * c < d ? whole_pair(at + 8 * c) : 0u;
+    } else {
+      UNROLL for (unsigned c = 0; c < D / 8; ++c) {
+        unsigned col = 8 * c + 2 * t;
+        a[c / 2][h + c % 2 * 2] = pair_of(at + 8 * c, col < d ? d - col : 0u);
+      }
+    }
+  }
 }
 
 // Stores [16, D] sums, scaled by row.
@@ -111,9 +105,20 @@ template <int D, class T>
 DEVICE void store_strip(const Rows<T>& to, unsigned first, const float (&x)[D / 8][4], float low_rows,
                         float high_rows) {
   unsigned g = lane_of() / 4, t = lane_of() % 4;
-  UNROLL for (int n = 0; n < D / 8; ++n) {
-    put_pair(to, first + g, 8 * n + 2 * t, low_rows * x[n][0], low_rows * x[n][1]);
-    put_pair(to, first + g + 8, 8 * n + 2 * t, high_rows * x[n][2], high_rows * x[n][3]);
+  UNROLL for (int h = 0; h < 2; ++h) {
+    unsigned row = first + g + 8 * h;
+    if (row >= to.rows) continue;
+    T* at = to.at(row) + 2 * t;
+    float scale = h ? high_rows : low_rows;
+    if (to.packed) {
+      UNROLL for (unsigned c = 0; c < D / 8; ++c)
+        if (8 * c < to.d)
+          *reinterpret_cast<unsigned*>(at + 8 * c) = pack2<T>(scale * x[c][2 * h], scale * x[c][2 * h + 1]);
+    } else {
+      UNROLL for (unsigned c = 0; c < D / 8; ++c)
+        UNROLL for (unsigned i = 0; i < 2; ++i)
+          if (8 * c + 2 * t + i < to.d) at[8 * c + i] = rounded<T>(scale * x[c][2 * h + i]);
+    }
   }
 }
 
