@@ -74,11 +74,11 @@ template <class T, int D, int M> struct Keys {
 
   // Takes 16 queries from row `at` of the tiles.
   DEVICE void take(const T* queries, const T* d_outs, const float* statistics, unsigned at, float factor) {
-    float s[M][2][4] = {}, dp[M][2][4], of[2][4];
+    float s[M][2][4] = {}, dp[M][2][4], of[2][4], minus_delta[2][4];
     unsigned b[4];
     UNROLL for (int n = 0; n < 2; ++n) {
       load_pack(of[n], statistics + 2 * (at + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int m = 0; m < M; ++m) UNROLL for (int i = 0; i < 4; ++i) dp[m][n][i] = of[n][2 + i % 2];
+      UNROLL for (int i = 0; i < 4; ++i) minus_delta[n][i] = of[n][2 + i % 2];
     }
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, queries, at, j);
@@ -87,7 +87,9 @@ template <class T, int D, int M> struct Keys {
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, d_outs, at, j);
       if constexpr (V_SHARED) load_matrices(v[0][0], values + chunk_at<D>(lane_of() % 16, 2 * j + lane_of() / 16));
-      UNROLL for (int m = 0; m < M; ++m) mma_two<T>(dp[m][0], dp[m][1], v[m][V_SHARED ? 0 : j], b);
+      UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int n = 0; n < 2; ++n)
+          mma_onto<T>(dp[m][n], v[m][V_SHARED ? 0 : j], b[2 * n], b[2 * n + 1], j == 0 ? minus_delta[n] : dp[m][n]);
     }
     UNROLL for (int m = 0; m < M; ++m)
       UNROLL for (int n = 0; n < 2; ++n)
@@ -139,7 +141,8 @@ DEVICE void keys_backward(const Attention& p, const Operands& io, unsigned block
 template <class T, int D, int M> struct Queries {
   unsigned q[M][D / 16][4], g[M][D / 16][4];
   float dq[M][D / 8][4];
-  float lse[M][2], delta[M][2];  // of rows g and g + 8; lse times log2(e)
+  float lse[M][2];          // of rows g and g + 8, times log2(e)
+  float minus_delta[M][4];  // as the lane's sums lie
 
   DEVICE void start(const Problem<T>& of, unsigned first) {
     UNROLL for (int m = 0; m < M; ++m) {
@@ -152,7 +155,7 @@ template <class T, int D, int M> struct Queries {
         UNROLL for (int k = 0; k < D / 16; ++k)
           UNROLL for (int i = h; i < 4; i += 2)
             UNROLL for (int j = 0; j < 2; ++j) sum += element<T>(out[k][i], j) * element<T>(g[m][k][i], j);
-        delta[m][h] = lanes_sum<4>(sum);
+        minus_delta[m][2 * h] = minus_delta[m][2 * h + 1] = -lanes_sum<4>(sum);
         unsigned row = first + 16 * m + lane_of() / 4 + 8 * h;
         lse[m][h] = row < of.q.rows ? LOG2_E * of.lse[row * of.heads] : float_of(0x7f800000u);
       }
@@ -165,15 +168,15 @@ template <class T, int D, int M> struct Queries {
   DEVICE void take(const T* keys, const T* values, unsigned at, unsigned valid, float factor) {
     float s[M][2][4] = {}, dp[M][2][4];
     unsigned b[4], ds[M][4];
-    UNROLL for (int m = 0; m < M; ++m)
-      UNROLL for (int n = 0; n < 2; ++n) UNROLL for (int i = 0; i < 4; ++i) dp[m][n][i] = -delta[m][i / 2];
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, keys, at, j);
       UNROLL for (int m = 0; m < M; ++m) mma_two<T>(s[m][0], s[m][1], q[m][j], b);
     }
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, values, at, j);
-      UNROLL for (int m = 0; m < M; ++m) mma_two<T>(dp[m][0], dp[m][1], g[m][j], b);
+      UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int n = 0; n < 2; ++n)
+          mma_onto<T>(dp[m][n], g[m][j], b[2 * n], b[2 * n + 1], j == 0 ? minus_delta[m] : dp[m][n]);
     }
     UNROLL for (int m = 0; m < M; ++m) {
       UNROLL for (int n = 0; n < 2; ++n)

@@ -73,16 +73,17 @@ template <class T> struct Keys {
   template <bool TAIL>
   DEVICE void scores(float (&s)[STRIPS][2][4], float (&ds)[STRIPS][2][4], const Held<T>& held,
                      unsigned query, float factor) const {
-    float of[2][4];
+    float of[2][4], minus_delta[2][4];
     UNROLL for (int n = 0; n < 2; ++n) {
       load_pack(of[n], held.statistics + 2 * (query + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int m = 0; m < STRIPS; ++m) UNROLL for (int i = 0; i < 4; ++i) ds[m][n][i] = of[n][2 + i % 2];
+      UNROLL for (int i = 0; i < 4; ++i) minus_delta[n][i] = of[n][2 + i % 2];
     }
     unsigned b[4];
     rows_as_columns<D>(b, held.queries, query, 0);
     UNROLL for (int m = 0; m < STRIPS; ++m) mma_two<T>(s[m][0], s[m][1], k[m], b);
     rows_as_columns<D>(b, held.d_outs, query, 0);
-    UNROLL for (int m = 0; m < STRIPS; ++m) mma_two<T>(ds[m][0], ds[m][1], v[m], b);
+    UNROLL for (int m = 0; m < STRIPS; ++m)
+      UNROLL for (int n = 0; n < 2; ++n) mma_onto<T>(ds[m][n], v[m], b[2 * n], b[2 * n + 1], minus_delta[n]);
     UNROLL for (int m = 0; m < STRIPS; ++m)
       UNROLL for (int n = 0; n < 2; ++n)
         UNROLL for (int i = 0; i < 4; ++i) {

@@ -145,6 +145,30 @@ DEVICE void mma_two(float (&d0)[4], float (&d1)[4], const unsigned (&a)[4], cons
   mma<T>(d1, a, high);
 }
 
+// D = A B + C, of which C stays.
+#if defined(__CUDACC__)
+#define MMA_ONTO(T, type)                                                                                   \
+  template <> DEVICE void mma_onto<T>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,      \
+                                      const float (&c)[4]) {                                                \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                     \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                           \
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),      \
+                   "f"(c[2]), "f"(c[3]));                                                                   \
+  }
+template <class T>
+DEVICE void mma_onto(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, const float (&c)[4]);
+MMA_ONTO(bf16, "bf16")
+MMA_ONTO(f16, "f16")
+#else
+template <class T>
+DEVICE void mma_onto(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, const float (&c)[4]) {
+  const unsigned b[2] = {b0, b1};
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
+  mma<T>(d, a, b);
+}
+#endif
+
 // Sums [16, 16] of a product as operand A of the next.
 template <class T>
 DEVICE void as_operand(unsigned (&a)[4], const float (&d0)[4], const float (&d1)[4]) {
