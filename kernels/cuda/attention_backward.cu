@@ -74,12 +74,9 @@ template <class T, int D, int M> struct Keys {
 
   // Takes 16 queries from row `at` of the tiles.
   DEVICE void take(const T* queries, const T* d_outs, const float* statistics, unsigned at, float factor) {
-    float s[M][2][4] = {}, dp[M][2][4], of[2][4], minus_delta[2][4];
+    float s[M][2][4] = {}, dp[M][2][4], lse[2][2], minus_delta[2][4];
     unsigned b[4];
-    UNROLL for (int n = 0; n < 2; ++n) {
-      load_pack(of[n], statistics + 2 * (at + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int i = 0; i < 4; ++i) minus_delta[n][i] = of[n][2 + i % 2];
-    }
+    read_statistics(lse, minus_delta, statistics, ROWS<D>, at);
     UNROLL for (int j = 0; j < D / 16; ++j) {
       rows_as_columns<D>(b, queries, at, j);
       UNROLL for (int m = 0; m < M; ++m) mma_two<T>(s[m][0], s[m][1], k[m][j], b);
@@ -94,7 +91,7 @@ template <class T, int D, int M> struct Keys {
     UNROLL for (int m = 0; m < M; ++m)
       UNROLL for (int n = 0; n < 2; ++n)
         UNROLL for (int i = 0; i < 4; ++i) {
-          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[n][i % 2]));
+          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -lse[n][i % 2]));
           dp[m][n][i] *= s[m][n][i];
         }
     unsigned p[M][4], ds[M][4];
@@ -118,9 +115,9 @@ DEVICE void keys_backward(const Attention& p, const Operands& io, unsigned block
   unsigned first = 16 * M * (block * (block_threads() / 32) + warp_of());
   bool active = first < p.time;
   Keys<T, D, M> state;
-  state.start(of, first, dynamic_shared() + 2 * ROWS<D> * (4 * D + 8));
+  state.start(of, first, dynamic_shared() + 2 * ROWS<D> * (4 * D + 12));
   stream<D>(
-      dynamic_shared(), ROWS<D> * (4 * D + 8), of.q, of.d_out,
+      dynamic_shared(), ROWS<D> * (4 * D + 12), of.q, of.d_out,
       [&](float* statistics, unsigned query) { load_statistics<D>(statistics, of, query, ROWS<D>); },
       [&](const T* tile, unsigned query) {
         if (!active) return;
@@ -205,7 +202,7 @@ DEVICE void queries_backward(const Attention& p, const Operands& io, unsigned bl
   Queries<T, D, M> state;
   state.start(of, first);
   stream<D>(
-      dynamic_shared(), ROWS<D> * (4 * D + 8), of.k, of.v, [](float*, unsigned) {},
+      dynamic_shared(), ROWS<D> * (4 * D + 12), of.k, of.v, [](float*, unsigned) {},
       [&](const T* tile, unsigned key) {
         if (!active) return;
         unsigned left = p.time - key, count = left < ROWS<D> ? left : ROWS<D>, at = 0;

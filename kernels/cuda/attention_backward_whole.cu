@@ -3,7 +3,7 @@
 // attention_backward.cu. bf16 and f16. Inputs d_out, qkv, out, lse; output d_qkv.
 //
 // Grid (1, heads, batch): a block owns a head. All queries and gradients of results lie in shared
-// memory, with their lse and delta, and dQ in f32: 136 bytes a query. A warp owns STRIPS strips of
+// memory, with their lse and delta, and dQ in f32: 140 bytes a query. A warp owns STRIPS strips of
 // 16 keys at a time, whose K, V, dK and dV stay in registers, and goes over all queries, 16 at a
 // time. Scores are transposed, [keys, queries]: packed in place, P^T and dS^T are operands A of dV
 // and dK. For dQ, dS^T is transposed in registers (movmatrix), the products of the warp's strips are
@@ -43,11 +43,12 @@ template <class T> struct Held {
   T *queries, *d_outs;
   float* statistics;  // as load_statistics
   float* dq;          // by tiles of 16 queries: sums as a warp's lanes hold them, 4 at a time
-  DEVICE Held(unsigned rows) {
+  unsigned rows;
+  DEVICE Held(unsigned rows) : rows(rows) {
     queries = reinterpret_cast<T*>(dynamic_shared());
     d_outs = queries + rows * D;
     statistics = reinterpret_cast<float*>(d_outs + rows * D);
-    dq = statistics + 2 * rows;
+    dq = statistics + 3 * rows;
   }
 };
 
@@ -73,11 +74,8 @@ template <class T> struct Keys {
   template <bool TAIL>
   DEVICE void scores(float (&s)[STRIPS][2][4], float (&ds)[STRIPS][2][4], const Held<T>& held,
                      unsigned query, float factor) const {
-    float of[2][4], minus_delta[2][4];
-    UNROLL for (int n = 0; n < 2; ++n) {
-      load_pack(of[n], held.statistics + 2 * (query + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int i = 0; i < 4; ++i) minus_delta[n][i] = of[n][2 + i % 2];
-    }
+    float lse[2][2], minus_delta[2][4];
+    read_statistics(lse, minus_delta, held.statistics, held.rows, query);
     unsigned b[4];
     rows_as_columns<D>(b, held.queries, query, 0);
     UNROLL for (int m = 0; m < STRIPS; ++m) mma_two<T>(s[m][0], s[m][1], k[m], b);
@@ -87,7 +85,7 @@ template <class T> struct Keys {
     UNROLL for (int m = 0; m < STRIPS; ++m)
       UNROLL for (int n = 0; n < 2; ++n)
         UNROLL for (int i = 0; i < 4; ++i) {
-          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[n][i % 2]));
+          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -lse[n][i % 2]));
           ds[m][n][i] *= s[m][n][i];
         }
     // Keys past the last are zero, but their probability may be infinite.
