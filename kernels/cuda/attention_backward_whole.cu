@@ -11,10 +11,11 @@
 // `turn` tiles apart, with a barrier every `turn` tiles, so no two are at one tile in the same
 // turn, and every sum has the same order every time.
 //
-// Per 16 x 16 scores and lane, with two strips: 10 mma, 8 exponentials, 24 fma, add or multiply, 8
-// packs, 4 movmatrix, 2 ldmatrix, 1 + 2 vector reads and 1 write of 16 bytes: the matrix unit, the
-// exponential unit and shared memory are each busy about 64 to 80 clocks of a quarter SM, so the
-// bound is near 470 TFLOP/s on an H200 (predicted).
+// Per 16 x 16 scores, as compiled for sm_90a: about 68 instructions, of them 10 mma, 8 exponentials,
+// 8 fma, 8 multiplications, 8 packs, 4 movmatrix, 4 additions to dQ, 2 ldmatrix, 4 vector reads and
+// writes. The matrix unit, the exponential unit, shared memory and the issue slots are each busy for
+// 64 to 80 clocks of a quarter SM, so the bound is near 470 TFLOP/s on an H200 (predicted). 126
+// registers: two blocks of 7 warps an SM for 200 queries.
 #include "attention_problem.h"
 
 namespace {
@@ -168,11 +169,10 @@ template <class T> DEVICE void whole(const Attention& p, const Operands& io) {
 
 }  // namespace
 
-GLOBAL void FITTING(512, 1) attention_backward_whole16_bf16(const Attention p, const Operands io) {
-  whole<bf16>(p, io);
-}
-EMULATED(attention_backward_whole16_bf16, Attention)
-GLOBAL void FITTING(512, 1) attention_backward_whole16_f16(const Attention p, const Operands io) {
-  whole<f16>(p, io);
-}
-EMULATED(attention_backward_whole16_f16, Attention)
+#define NAMED(type)                                                                                         \
+  GLOBAL void FITTING(512, 1) attention_backward_whole16_##type(const Attention p, const Operands io) {     \
+    whole<type>(p, io);                                                                                     \
+  }                                                                                                         \
+  EMULATED(attention_backward_whole16_##type, Attention)
+NAMED(bf16)
+NAMED(f16)
