@@ -171,6 +171,7 @@ template <class T, int D> DEVICE void attention(const Attention& p, const Operan
 // Head dimensions up to D.
 #define NAMED(D, type, blocks)                                                                     \
   GLOBAL void FITTING(256, blocks) attention_mma##D##_##type(const Attention p, const Operands io) { \
+    after_previous();                                                                                     \
     attention<type, D>(p, io);                                                                     \
   }                                                                                                \
   EMULATED(attention_mma##D##_##type, Attention)

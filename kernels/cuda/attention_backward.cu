@@ -230,6 +230,7 @@ template <class T, int D> DEVICE void attention_backward(const Attention& p, con
 #define NAMED(D, type, blocks)                                                                    \
   GLOBAL void FITTING(128, blocks)                                                                \
       attention_backward_mma##D##_##type(const Attention p, const Operands io) {                  \
+    after_previous();                                                                                     \
     attention_backward<type, D>(p, io);                                                           \
   }                                                                                               \
   EMULATED(attention_backward_mma##D##_##type, Attention)

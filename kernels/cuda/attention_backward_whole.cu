@@ -171,6 +171,7 @@ template <class T> DEVICE void whole(const Attention& p, const Operands& io) {
 
 #define NAMED(type)                                                                                         \
   GLOBAL void FITTING(512, 1) attention_backward_whole16_##type(const Attention p, const Operands io) {     \
+    after_previous();                                                                                     \
     whole<type>(p, io);                                                                                     \
   }                                                                                                         \
   EMULATED(attention_backward_whole16_##type, Attention)
