@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
+use engine::backend::Backend;
+use engine::backend::gpu::Gpu;
 use engine::backend::gpu::cuda::{self, Cuda};
 use engine::backend::gpu::driver::Driver;
-use engine::backend::gpu::Gpu;
 use engine::backend::route::with_wishes;
-use engine::backend::Backend;
 use engine::config::Gemm;
 use engine::data::rng::Rng;
 use engine::model::{EegFormerConfig, ModelConfig};
@@ -151,8 +151,9 @@ fn both(
     leaves: &[Tensor],
     f: impl Fn(&Tape<'_>, &[Var]) -> Result<Var>,
 ) {
-    let params: Params =
-        Builder::default().build(Arc::clone(gpu) as Arc<dyn Backend>, DType::F32, 0).expect("empty");
+    let params: Params = Builder::default()
+        .build(Arc::clone(gpu) as Arc<dyn Backend>, DType::F32, 0)
+        .expect("empty");
     let backend: &dyn Backend = gpu.as_ref();
     let rng = backend.tensor([4], &philox::state(1, 1), "rng").expect("fits");
     let vars: Vec<Var> = leaves

@@ -20,13 +20,6 @@
 // the backward pass), 79 % where tiles are narrower (backward scores at head dimensions 16 and 64).
 #include "portable.h"
 
-#if defined(ENGINE_EMULATOR)
-#define UNROLL_BY(n)
-#else
-#define UNROLL_BY(n) ENGINE_PRAGMA(unroll n)
-#define ENGINE_PRAGMA(words) _Pragma(#words)
-#endif
-
 namespace {
 
 constexpr int THREADS = 128;

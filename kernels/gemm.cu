@@ -118,40 +118,69 @@ template <class T> DEVICE void gemm_large(const Gemm& p, const Operands& io) {
   gemm_tiles<T, 128, 128, 8, 8, 8>(p, io);
 }
 
-// Adds up what splits of k left, in their order, and finishes it. A thread takes 4 elements; then
-// the sums of A, one a thread.
+// Adds up what splits of k left and finishes it. A block takes 64 packs of 4 elements; each of its 4
+// parts adds every fourth split, eight loads under way at a time, and the parts are added in order.
+constexpr unsigned END_PACKS = 64, END_PARTS = THREADS / END_PACKS;
+
+DEVICE void add_splits(float (&sum)[4], const float* from, size_t step, unsigned splits, unsigned part) {
+  unsigned s = part;
+  for (; s + 7 * END_PARTS < splits; s += 8 * END_PARTS) {
+    float held[8][4];
+    UNROLL for (unsigned j = 0; j < 8; ++j) load_pack(held[j], from + (s + j * END_PARTS) * step);
+    UNROLL for (unsigned j = 0; j < 8; ++j) {
+      UNROLL for (int e = 0; e < 4; ++e) sum[e] += held[j][e];
+    }
+  }
+  for (; s < splits; s += END_PARTS) {
+    float held[4];
+    load_pack(held, from + s * step);
+    UNROLL for (int e = 0; e < 4; ++e) sum[e] += held[e];
+  }
+}
+
 template <class T> DEVICE void gemm_end(const Gemm& p, const Operands& io) {
+  SHARED float parts[END_PARTS][END_PACKS][4];
   unsigned splits = *static_cast<const unsigned*>(io.workspace);
   const float* split = split_products(io);
-  size_t cells = size_t(p.batch) * p.m * p.n;
-  size_t i = size_t(block_x()) * THREADS + thread_x();
-  size_t fours = (cells + 3) / 4;
-  if (i < fours && p.n % 4 == 0) {
-    float four[4] = {};
-    for (unsigned s = 0; s < splits; ++s) {
-      float part[4];
-      load_pack(part, split + s * cells + 4 * i);
-      UNROLL for (int e = 0; e < 4; ++e) four[e] += part[e];
-    }
-    Epilogue epilogue(p, io);
-    float bias[4];
+  size_t cells = size_t(p.batch) * p.m * p.n, packs = (cells + 3) / 4;
+  unsigned part = thread_x() / END_PACKS, at = thread_x() % END_PACKS;
+  size_t i = size_t(block_x()) * END_PACKS + at;
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  // Sums of A follow the elements, one a pack.
+  bool is_sum = i >= packs;
+  bool wanted = !is_sum || ((p.flags & GEMM_SUMS) && i - packs < p.m);
+  unsigned count = is_sum ? 1 : cells - 4 * i < 4 ? unsigned(cells - 4 * i) : 4;
+  const float* from = is_sum ? split + splits * cells + (i - packs) : split + 4 * i;
+  size_t step = is_sum ? p.m : cells;
+  if (wanted && count == 4 && cells % 4 == 0) {
+    add_splits(sum, from, step, splits, part);
+  } else if (wanted) {
+    for (unsigned s = part; s < splits; s += END_PARTS)
+      for (unsigned e = 0; e < count; ++e) sum[e] += from[s * step + e];
+  }
+  UNROLL for (int e = 0; e < 4; ++e) parts[part][at][e] = sum[e];
+  barrier();
+  if (part != 0 || !wanted) return;
+  UNROLL for (unsigned j = 1; j < END_PARTS; ++j) {
+    UNROLL for (int e = 0; e < 4; ++e) sum[e] += parts[j][at][e];
+  }
+  if (is_sum) {
+    Epilogue::sums(p, io).put(i - packs, sum[0], p.flags & GEMM_SUMS_ACCUMULATE);
+    return;
+  }
+  Epilogue epilogue(p, io);
+  float bias[4];
+  if (p.n % 4 == 0) {
     epilogue.template load_bias<4>(unsigned(4 * i % p.n), 4, bias);
-    UNROLL for (int e = 0; e < 4; ++e) four[e] += bias[e];
-    epilogue.template finish<T, 4>(4 * i, four, 4, true);
-  } else if (i < fours) {
-    for (size_t e = 4 * i; e < 4 * i + 4 && e < cells; ++e) {
-      float one[4] = {};
-      for (unsigned s = 0; s < splits; ++s) one[0] += split[s * cells + e];
-      Epilogue epilogue(p, io);
-      float bias[4];
-      epilogue.template load_bias<4>(unsigned(e % p.n), 1, bias);
-      one[0] += bias[0];
-      epilogue.template finish<T, 4>(e, one, 1, false);
-    }
-  } else if ((p.flags & GEMM_SUMS) && i - fours < p.m) {
-    float total = 0.0f;
-    for (unsigned s = 0; s < splits; ++s) total += split[splits * cells + size_t(s) * p.m + (i - fours)];
-    Epilogue::sums(p, io).put(i - fours, total, p.flags & GEMM_SUMS_ACCUMULATE);
+    UNROLL for (int e = 0; e < 4; ++e) sum[e] += bias[e];
+    epilogue.template finish<T, 4>(4 * i, sum, 4, true);
+    return;
+  }
+  NO_UNROLL for (unsigned e = 0; e < count; ++e) {
+    float one[4] = {e == 0 ? sum[0] : e == 1 ? sum[1] : e == 2 ? sum[2] : sum[3]};
+    epilogue.template load_bias<4>(unsigned((4 * i + e) % p.n), 1, bias);
+    one[0] += bias[0];
+    epilogue.template finish<T, 4>(4 * i + e, one, 1, false);
   }
 }
 

@@ -22,7 +22,9 @@ struct Epilogue {
   }
 
   DEVICE Epilogue(const Gemm& p, const Operands& io)
-      : flags(p.flags), n(p.n), mask(state(p, io), p.stream, p.probability) {
+      : flags(p.flags), n(p.n) {
+    // The mask's limits are worth a division in double precision: only where they are used.
+    if (flags & GEMM_DROPOUT) mask = Mask(state(p, io), p.stream, p.probability);
     int next = 2;
     bias = any(io, next);
     next += (flags & GEMM_BIAS) != 0;
@@ -38,7 +40,16 @@ struct Epilogue {
   // The bias of N neighbouring columns, `count` of which exist; zeros where there is none.
   template <int N> DEVICE void load_bias(unsigned col, unsigned count, float (&to)[N]) const {
     bool wanted = (flags & GEMM_BIAS) != 0;
-    UNROLL for (int j = 0; j < N; ++j) to[j] = wanted && unsigned(j) < count ? bias[col + j] : 0.0f;
+    const float* from = static_cast<const float*>(bias.base) + col;
+    if (wanted && count == N && bias.kind == KIND_F32 && aligned(from, 16)) {
+      UNROLL for (int j = 0; j < N; j += 4) {
+        float four[4];
+        load_pack(four, from + j);
+        UNROLL for (int i = 0; i < 4; ++i) to[j + i] = four[i];
+      }
+    } else {
+      UNROLL for (int j = 0; j < N; ++j) to[j] = wanted && unsigned(j) < count ? bias[col + j] : 0.0f;
+    }
   }
 
   // Finishes and stores N neighbouring elements of one row, the bias added already; `first` is the index of the first of
@@ -52,8 +63,7 @@ struct Epilogue {
 
  private:
   static DEVICE const int* state(const Gemm& p, const Operands& io) {
-    static const int none[4] = {0, 0, 0, 0};
-    return p.flags & GEMM_DROPOUT ? input<int>(io, 2 + ((p.flags & GEMM_BIAS) != 0)) : none;
+    return input<int>(io, 2 + ((p.flags & GEMM_BIAS) != 0));
   }
 
   template <class T> DEVICE void one(size_t i, float x) const {

@@ -133,6 +133,13 @@ DEVICE float f16_value(unsigned short x) { return (float)__builtin_bit_cast(_Flo
 #error "kernels are compiled by nvcc, by a HIP compiler, or for the emulator"
 #endif
 
+#if defined(ENGINE_EMULATOR)
+#define UNROLL_BY(n)
+#else
+#define UNROLL_BY(n) ENGINE_PRAGMA(unroll n)
+#define ENGINE_PRAGMA(words) _Pragma(#words)
+#endif
+
 #include "params.h"
 
 // --- Element types -------------------------------------------------------------------------------
@@ -316,6 +323,7 @@ DEVICE Words philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned
 struct Mask {
   unsigned key[2], step[2], stream, limit;
   float keep;
+  DEVICE Mask() {}
   DEVICE Mask(const int* state, unsigned stream, float probability) : stream(stream) {
     key[0] = unsigned(state[0]), key[1] = unsigned(state[1]);
     step[0] = unsigned(state[2]), step[1] = unsigned(state[3]);

@@ -166,7 +166,7 @@ struct Product {
     unsigned count = col >= p.n ? 0 : p.n - col < 8 ? p.n - col : 8;
     float bias[8];
     epilogue.template load_bias<8>(col, count, bias);
-    NO_UNROLL for (unsigned line = lane / LANES; line < WM; line += ROWS) {
+    UNROLL_BY(2) for (unsigned line = lane / LANES; line < WM; line += ROWS) {
       if (top + line >= p.m || count == 0) continue;
       float x[8];
       UNROLL for (int e = 0; e < 8; ++e) x[e] = stage[line * PITCH + lane % LANES * 8 + e];

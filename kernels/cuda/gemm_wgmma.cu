@@ -22,25 +22,52 @@ constexpr int TILE = 128 * BK * 2, STAGE = 2 * TILE;
 constexpr int PITCH = BN + 8;
 
 // A tile of 128 x 64 elements, either 128 rows of 64 along k ("k first"), or 64 rows along k of 128, then as
-// two halves of 64 columns. Rows are 128 bytes, their 8 chunks exchanged by the row's low bits.
+// two halves of 64 columns. Rows are 128 bytes, their 8 chunks exchanged by the row's low bits. A
+// thread always loads the same chunk of four rows: what it takes to find them is worked out once.
 template <class T, bool K_FIRST> struct Tile {
-  static DEVICE void load(char* to, const T* from, unsigned ld, int rows, int cols, bool packed) {
-    constexpr int CHUNKS = K_FIRST ? 8 : 16;
-    UNROLL for (int i = 0; i < 1024 / THREADS; ++i) {
-      unsigned index = thread_x() + unsigned(i) * THREADS;
-      unsigned row = index / CHUNKS, chunk = index % CHUNKS;
-      bool inside = int(row) < rows && int(chunk * 8) < cols;
-      const T* source = from + (inside ? size_t(row) * ld + chunk * 8 : 0);
-      char* at = to + chunk / 8 * 8192 + row * 128 + ((chunk % 8) ^ (row & 7)) * 16;
-      if (packed) {
-        copy_async(at, source, inside);
-      } else {
+  static constexpr unsigned CHUNKS = K_FIRST ? 8 : 16, ROWS = THREADS / CHUNKS;
+  const T* source;     // the thread's first chunk of the next tile
+  size_t row_step;     // between its rows
+  unsigned at, k, lines, edge;
+  bool packed;
+
+  // Rows of `x` are `ld` apart; `first` is the tile's place along m or n, of `extent`.
+  DEVICE Tile(const T* x, unsigned ld, unsigned first, unsigned extent, unsigned k0, bool packed)
+      : row_step(size_t(ld) * ROWS), packed(packed) {
+    unsigned row = thread_x() / CHUNKS, chunk = thread_x() % CHUNKS;
+    at = chunk / 8 * 8192 + row * 128 + ((chunk % 8) ^ (row & 7)) * 16;
+    if (K_FIRST) {
+      source = x + size_t(first + row) * ld + k0 + chunk * 8;
+      k = k0 + chunk * 8;
+      lines = extent - first <= row ? 0 : (extent - first - row + ROWS - 1) / ROWS;
+      edge = 8;
+    } else {
+      source = x + size_t(k0 + row) * ld + first + chunk * 8;
+      k = k0 + row;
+      unsigned column = first + chunk * 8;
+      edge = column >= extent ? 0 : extent - column;
+      lines = 4;
+    }
+  }
+
+  // Loads the tile and goes on to the next one along k.
+  DEVICE void load(char* to, unsigned k_end) {
+    if (packed) {
+      UNROLL for (unsigned i = 0; i < 4; ++i) {
+        bool inside = K_FIRST ? i < lines && k < k_end : edge > 0 && k + i * ROWS < k_end;
+        copy_async(to + at + i * ROWS * 128, source + i * row_step, inside);
+      }
+    } else {
+      NO_UNROLL for (unsigned i = 0; i < 4; ++i) {
+        bool inside = K_FIRST ? i < lines : k + i * ROWS < k_end;
+        unsigned count = !inside ? 0 : !K_FIRST ? edge : k >= k_end ? 0 : k_end - k;
         Pack<T, 8> pack;
-        UNROLL for (int e = 0; e < 8; ++e)
-          pack.at[e] = inside && int(chunk * 8) + e < cols ? source[e] : T{0};
-        *reinterpret_cast<Pack<T, 8>*>(at) = pack;
+        UNROLL for (unsigned e = 0; e < 8; ++e) pack.at[e] = e < count ? source[i * row_step + e] : T{0};
+        *reinterpret_cast<Pack<T, 8>*>(to + at + i * ROWS * 128) = pack;
       }
     }
+    k += BK;
+    source += K_FIRST ? size_t(BK) : row_step * (BK / ROWS);
   }
 
   // Descriptor of the piece that starts at `line` (a multiple of 64) along m or n, and k.
@@ -100,40 +127,87 @@ template <class T> DEVICE bool whole_chunks(const T* x, unsigned ld, unsigned co
   return aligned(x, 16) && ld % 8 == 0 && contiguous % 8 == 0 && batch_step % 8 == 0;
 }
 
-// Stores the warp's 16 rows by way of shared memory.
+// Where a lane's part of C lies: rows `top` + lane / 4 and 8 below, columns `col0` + 8 j + lane % 4 * 2.
+struct Place {
+  unsigned row0, col0, warp, lane;
+  DEVICE unsigned top() const { return row0 + warp * 16; }
+};
+
+// Sums of one split, as they lie in registers: four lanes fill a sector.
+DEVICE void store_partial(const Gemm& p, float* to, const float (&c)[64], Place at) {
+  UNROLL for (int h = 0; h < 2; ++h) {
+    unsigned row = at.top() + at.lane / 4 + unsigned(h) * 8;
+    if (row >= p.m) continue;
+    float* line = to + size_t(row) * p.n;
+    UNROLL for (int j = 0; j < 16; ++j) {
+      unsigned col = at.col0 + unsigned(j) * 8 + at.lane % 4 * 2;
+      if (p.n % 2 == 0) {
+        if (col < p.n) *reinterpret_cast<float2*>(line + col) = float2{c[4 * j + 2 * h], c[4 * j + 2 * h + 1]};
+      } else {
+        if (col < p.n) line[col] = c[4 * j + 2 * h];
+        if (col + 1 < p.n) line[col + 1] = c[4 * j + 2 * h + 1];
+      }
+    }
+  }
+}
+
+// C in T with nothing but a bias in f32: rounded in registers, turned to whole rows in shared memory.
 template <class T>
-DEVICE void store(const Gemm& p, const Operands& io, char* memory, float (&c)[64], unsigned row0, unsigned col0) {
-  unsigned lane = thread_x() % 32, warp = thread_x() / 32;
-  float* stage = reinterpret_cast<float*>(memory) + warp * 16 * PITCH;
+DEVICE void store_plain(const Gemm& p, const Operands& io, char* memory, const float (&c)[64], Place at) {
+  unsigned* stage = reinterpret_cast<unsigned*>(memory) + at.warp * 16 * (PITCH / 2);
+  const float* bias = p.flags & GEMM_BIAS ? input<float>(io, 2) : nullptr;
   UNROLL for (int j = 0; j < 16; ++j) {
-    float* at = stage + lane / 4 * PITCH + j * 8 + lane % 4 * 2;
-    *reinterpret_cast<float2*>(at) = float2{c[4 * j], c[4 * j + 1]};
-    *reinterpret_cast<float2*>(at + 8 * PITCH) = float2{c[4 * j + 2], c[4 * j + 3]};
+    unsigned col = at.col0 + unsigned(j) * 8 + at.lane % 4 * 2;
+    float2 b = bias && col < p.n ? *reinterpret_cast<const float2*>(bias + col) : float2{0.0f, 0.0f};
+    unsigned* to = stage + at.lane / 4 * (PITCH / 2) + unsigned(j) * 4 + at.lane % 4;
+    to[0] = pack2<T>(c[4 * j] + b.x, c[4 * j + 1] + b.y);
+    to[8 * (PITCH / 2)] = pack2<T>(c[4 * j + 2] + b.x, c[4 * j + 3] + b.y);
   }
   wave_barrier();
-  unsigned splits = grid_y(), batch = block_z();
-  size_t cells = size_t(p.batch) * p.m * p.n;
+  T* out = output<T>(io, int(Epilogue::inputs(p.flags))) + size_t(block_z()) * p.m * p.n;
+  unsigned chunk = at.lane % 16, col = at.col0 + chunk * 8;
+  UNROLL for (unsigned i = 0; i < 8; ++i) {
+    unsigned line = i * 2 + at.lane / 16, row = at.top() + line;
+    uint4 pack = *reinterpret_cast<const uint4*>(stage + line * (PITCH / 2) + chunk * 4);
+    if (row < p.m && col < p.n) *reinterpret_cast<uint4*>(out + size_t(row) * p.n + col) = pack;
+  }
+}
+
+// C with all that follows it, by way of f32 in shared memory: a lane finishes 8 elements of a row.
+template <class T>
+DEVICE void store_finished(const Gemm& p, const Operands& io, char* memory, const float (&c)[64], Place at) {
+  unsigned lane = at.lane;
+  float* stage = reinterpret_cast<float*>(memory) + at.warp * 16 * PITCH;
+  UNROLL for (int j = 0; j < 16; ++j) {
+    float* to = stage + lane / 4 * PITCH + j * 8 + lane % 4 * 2;
+    *reinterpret_cast<float2*>(to) = float2{c[4 * j], c[4 * j + 1]};
+    *reinterpret_cast<float2*>(to + 8 * PITCH) = float2{c[4 * j + 2], c[4 * j + 3]};
+  }
+  wave_barrier();
   Epilogue epilogue(p, io);
   bool packed = p.n % 8 == 0;
-  unsigned top = row0 + warp * 16, col = col0 + lane % 16 * 8;
+  unsigned col = at.col0 + lane % 16 * 8;
   unsigned count = col >= p.n ? 0 : p.n - col < 8 ? p.n - col : 8;
   float bias[8];
   epilogue.template load_bias<8>(col, count, bias);
-  NO_UNROLL for (unsigned line = lane / 16; line < 16; line += 2) {
-    if (top + line >= p.m || count == 0) continue;
+  UNROLL_BY(4) for (unsigned line = lane / 16; line < 16; line += 2) {
+    if (at.top() + line >= p.m || count == 0) continue;
     float x[8];
     UNROLL for (int e = 0; e < 8; e += 4) {
       float4 four = *reinterpret_cast<const float4*>(stage + line * PITCH + lane % 16 * 8 + e);
-      x[e] = four.x, x[e + 1] = four.y, x[e + 2] = four.z, x[e + 3] = four.w;
+      x[e] = four.x + bias[e], x[e + 1] = four.y + bias[e + 1];
+      x[e + 2] = four.z + bias[e + 2], x[e + 3] = four.w + bias[e + 3];
     }
-    size_t first = (size_t(batch) * p.m + top + line) * p.n + col;
-    if (splits > 1) {
-      store_split(split_products(io) + block_y() * cells + first, x, count, packed);
-      continue;
-    }
-    UNROLL for (int e = 0; e < 8; ++e) x[e] += bias[e];
+    size_t first = (size_t(block_z()) * p.m + at.top() + line) * p.n + col;
     epilogue.template finish<T, 8>(first, x, count, packed);
   }
+}
+
+template <class T> DEVICE bool is_plain(const Gemm& p, const Operands& io) {
+  unsigned out = Epilogue::inputs(p.flags);
+  bool with_bias = (p.flags & GEMM_BIAS) != 0;
+  return (p.flags & ~GEMM_BIAS) == 0 && p.n % 8 == 0 && kind_of(io, int(out)) != KIND_F32 &&
+         aligned(io.at[out], 16) && (!with_bias || (kind_of(io, 2) == KIND_F32 && aligned(io.at[2], 8)));
 }
 
 template <class T, bool A_T, bool B_T> DEVICE void product(const Gemm& p, const Operands& io) {
@@ -151,13 +225,12 @@ template <class T, bool A_T, bool B_T> DEVICE void product(const Gemm& p, const 
   const T* b = input<T>(io, 1) + size_t(block_z()) * p.b_bs;
   bool packed_a = whole_chunks(a, lda, A_T ? p.m : p.k, p.a_bs);
   bool packed_b = whole_chunks(b, ldb, B_T ? p.n : p.k, p.b_bs);
+  Tile<T, !A_T> next_a(a, lda, row0, p.m, k0, packed_a);
+  Tile<T, !B_T> next_b(b, ldb, col0, p.n, k0, packed_b);
   auto load = [&](unsigned step) {
     char* to = memory + step % STAGES * STAGE;
-    unsigned k = k0 + step * BK;
-    if (A_T) Tile<T, false>::load(to, a + size_t(k) * lda + row0, lda, int(k_end - k), int(p.m - row0), packed_a);
-    else Tile<T, true>::load(to, a + size_t(row0) * lda + k, lda, int(p.m - row0), int(k_end - k), packed_a);
-    if (B_T) Tile<T, false>::load(to + TILE, b + size_t(k) * ldb + col0, ldb, int(k_end - k), int(p.n - col0), packed_b);
-    else Tile<T, true>::load(to + TILE, b + size_t(col0) * ldb + k, ldb, int(p.n - col0), int(k_end - k), packed_b);
+    next_a.load(to, k_end);
+    next_b.load(to + TILE, k_end);
   };
   bool wants_sums = (p.flags & GEMM_SUMS) != 0 && col0 == 0 && thread_x() < BM;
   float c[64], sum = 0.0f;
@@ -187,7 +260,11 @@ template <class T, bool A_T, bool B_T> DEVICE void product(const Gemm& p, const 
   barrier();
   if (splits > 1 && block_x() == 0 && block_y() == 0 && block_z() == 0 && thread_x() == 0)
     *static_cast<unsigned*>(io.workspace) = splits;
-  store<T>(p, io, memory, c, row0, col0);
+  Place at{row0, col0, thread_x() / 32, thread_x() % 32};
+  size_t item = size_t(p.m) * p.n;
+  if (splits > 1) store_partial(p, split_products(io) + (size_t(block_y()) * p.batch + block_z()) * item, c, at);
+  else if (is_plain<T>(p, io)) store_plain<T>(p, io, memory, c, at);
+  else store_finished<T>(p, io, memory, c, at);
   if (wants_sums && row0 + thread_x() < p.m) {
     unsigned row = row0 + thread_x();
     size_t cells = size_t(p.batch) * p.m * p.n;

@@ -144,7 +144,7 @@ impl Gemm {
     fn split(&self, arch: &Arch, kernel: &str, blocks: u32, threads: u32, dtype: &str) -> Split {
         let few = self.batch == 1 && self.k >= LONG_K && blocks < arch.units;
         let splits = match few {
-            true => (2 * arch.units / blocks).clamp(1, self.k / (LONG_K / 4)),
+            true => (2 * arch.units / blocks).clamp(1, self.k.div_ceil(LEAST_SHARE)),
             false => 1,
         };
         let plan = Plan::new(kernel, [blocks, splits, self.batch], threads);
@@ -163,6 +163,9 @@ op!(Gemm, "gemm", |op, arch, kernel| op.plan(arch, kernel), vendor = Gemm::is_pl
 /// From this length on, sums over k are split among blocks where tiles are few.
 const LONG_K: u32 = 1024;
 
+/// Least length of one block's share of k.
+const LEAST_SHARE: u32 = 128;
+
 /// A product whose sums may be split.
 struct Split {
     plan: Plan,
@@ -180,8 +183,9 @@ impl Split {
             return plan;
         }
         let cells = self.m * self.n;
-        let threads = cells.div_ceil(4) + self.m;
-        let blocks = u32::try_from(threads.div_ceil(256)).unwrap_or(u32::MAX);
+        // A block of 256 threads takes 64 packs of 4 elements, or 64 sums of A's rows.
+        let packs = cells.div_ceil(4) + self.m;
+        let blocks = u32::try_from(packs.div_ceil(64)).unwrap_or(u32::MAX);
         let workspace = 256 + 4 * self.splits as usize * (cells + self.m);
         plan.then(self.end, [blocks, 1, 1], 256).workspace(workspace)
     }

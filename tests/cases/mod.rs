@@ -101,7 +101,7 @@ fn products(table: &mut Table) {
         });
     }
     // Rows in whole 16-byte pieces, tiles that fill a card, and sums long enough to be split.
-    for (m, n, k) in [(72, 136, 40), (1100, 24, 16), (2050, 72, 48)] {
+    for (m, n, k) in [(72, 136, 40), (1100, 24, 16), (4100, 72, 48)] {
         let name = format!("linear {m}x{n}x{k}");
         table.add(&name, &[(&[m, k], Normal), (&[n, k], Weight), (&[n], Parameter)], |tape, v| {
             linear(tape, &v[0], &v[1], After { bias: Some(&v[2]), ..After::default() })
