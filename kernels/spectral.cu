@@ -18,10 +18,8 @@
 namespace {
 
 constexpr int THREADS = 256;
-
-DEVICE bool aligned(const void* p, unsigned bytes) {
-  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
-}
+// Launch bounds of the transforms: so that three blocks fit the registers of a multiprocessor.
+constexpr int RESIDENT = 3 * THREADS;
 
 // The channel pair of this thread within a tensor [batch, time, channels].
 template <class T> struct Signal {
@@ -143,7 +141,7 @@ template <class T> DEVICE void spectral(const Spectral& p, const Operands& io) {
   Signal<T> x(io.at[0], p.channels, channel_of(on)), y(io.at[2], p.channels, channel_of(on));
   Gains gains(any(io, 1), p.channels, channel_of(on));
   Column column{z + on.pair, on.pairs};
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * p.time * p.channels;
     outer_pass<false>(
         of, on, p.time,
@@ -206,7 +204,7 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
   Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
   Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * n * p.channels;
     outer_pass<false>(
         of, on, 2 * n,
@@ -240,7 +238,7 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
     barrier();
   }
   float* to = slice_sums(p, io);
-  ROLLED for (unsigned bin = on.row; bin < bins; bin += on.rows) {
+  NO_UNROLL for (unsigned bin = on.row; bin < bins; bin += on.rows) {
     float sum[4];
     load_pack(sum, sums + bin * on.pairs * 4);
     store_sums(to, p.channels, channel, bin, sum, false);
@@ -283,7 +281,7 @@ struct Buffers {
 
 template <class T>
 DEVICE void load_column(const Signal<T>& x, size_t start, unsigned n, const Columns& on, Complex* z) {
-  ROLLED for (unsigned t = on.row; t < n; t += on.rows) {
+  NO_UNROLL for (unsigned t = on.row; t < n; t += on.rows) {
     Complex one[1];
     x.load(one, start, t, 1);
     z[size_t(t) * on.pairs + on.pair] = one[0];
@@ -294,7 +292,7 @@ DEVICE void load_column(const Signal<T>& x, size_t start, unsigned n, const Colu
 template <class T>
 DEVICE void store_column(const Signal<T>& y, size_t start, unsigned n, const Columns& on,
                          const Complex* z, bool add) {
-  ROLLED for (unsigned t = on.row; t < n; t += on.rows) {
+  NO_UNROLL for (unsigned t = on.row; t < n; t += on.rows) {
     Complex one[1] = {z[size_t(t) * on.pairs + on.pair]};
     y.store(one, start, t, 1, add);
   }
@@ -304,7 +302,7 @@ DEVICE void store_column(const Signal<T>& y, size_t start, unsigned n, const Col
 // Multiplies a spectrum in natural order and swaps parts.
 DEVICE void amplify_column(unsigned n, bool conjugate, const Gains& gains, const Columns& on,
                            Complex* z) {
-  ROLLED for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
+  NO_UNROLL for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
     Complex* at = z + size_t(k) * on.pairs + on.pair;
     Complex* mirror = z + size_t(k == 0 ? 0 : n - k) * on.pairs + on.pair;
     Complex a = *at, b = *mirror;
@@ -323,7 +321,7 @@ template <class T> DEVICE void spectral_any(const Spectral& p, const Operands& i
   Signal<T> x(io.at[0], p.channels, channel), y(io.at[2], p.channels, channel);
   Gains gains(any(io, 1), p.channels, channel);
   Complex *z = buffers.at[0], *spare = buffers.at[1];
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * p.time * p.channels;
     load_column(x, start, p.time, on, z);
     transform(p.time, on, z, spare);
@@ -344,13 +342,13 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
   Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
   Complex *x = buffers.at[0], *dy = buffers.at[1], *spare = buffers.at[2];
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * n * p.channels;
     load_column(of_x, start, n, on, x);
     load_column(of_dy, start, n, on, dy);
     transform(n, on, x, spare);
     transform(n, on, dy, spare);
-    ROLLED for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
+    NO_UNROLL for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
       size_t at = size_t(k) * on.pairs + on.pair;
       size_t mirror = size_t(k == 0 ? 0 : n - k) * on.pairs + on.pair;
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -368,8 +366,8 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
 
 }  // namespace
 
-ENTRIES(spectral, Spectral, THREADS, spectral)
+ENTRIES(spectral, Spectral, RESIDENT, spectral)
 ENTRIES(spectral_any, Spectral, THREADS, spectral_any)
-ENTRIES(spectral_grad, SpectralGrad, THREADS, spectral_grad)
+ENTRIES(spectral_grad, SpectralGrad, RESIDENT, spectral_grad)
 ENTRIES(spectral_grad_any, SpectralGrad, THREADS, spectral_grad_any)
 ENTRIES(spectral_grad_end, SpectralGrad, THREADS, spectral_grad_end)
