@@ -18,8 +18,8 @@
 namespace {
 
 constexpr int THREADS = 256;
-// Launch bounds of the transforms: so that three blocks fit the registers of a multiprocessor.
-constexpr int RESIDENT = 3 * THREADS;
+// Launch bounds of the transforms: as if their blocks were so large.
+constexpr int RESIDENT = CROWD * THREADS;
 
 // The channel pair of this thread within a tensor [batch, time, channels].
 template <class T> struct Signal {
@@ -130,33 +130,33 @@ DEVICE Columns columns(unsigned channels, const Complex* roots) {
 
 DEVICE unsigned channel_of(const Columns& on) { return 2 * (block_x() * on.pairs + on.pair); }
 
+// Extents are made opaque once an item: strides of all radices would else be kept in registers.
 template <class T> DEVICE void spectral(const Spectral& p, const Operands& io) {
-  Length of{p.time, p.passes, p.radices};
   Columns on = columns(p.channels, nullptr);
   Complex* z = reinterpret_cast<Complex*>(dynamic_shared());
   Complex* roots = z + p.time * on.pairs;
   unsigned short* place = reinterpret_cast<unsigned short*>(roots + p.time);
   on.roots = roots;
-  prepare(of, roots, place);
-  Signal<T> x(io.at[0], p.channels, channel_of(on)), y(io.at[2], p.channels, channel_of(on));
-  Gains gains(any(io, 1), p.channels, channel_of(on));
-  Column column{z + on.pair, on.pairs};
+  prepare(Length{p.time, p.passes, p.radices}, roots, place);
   NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
-    size_t start = size_t(item) * p.time * p.channels;
+    unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
+    Length of{n, p.passes, p.radices};
+    Column column{z + on.pair, opaque(on.pairs)};
+    Signal<T> x(io.at[0], channels, channel), y(io.at[2], channels, channel);
+    Gains gains(any(io, 1), channels, channel);
+    size_t start = size_t(item) * n * channels;
     outer_pass<false>(
-        of, on, p.time,
-        [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
+        of, on, n, [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
         [&](auto& a, unsigned first, unsigned step) { column.store(a, first, step); });
     barrier();
     inner_forward(of, on, false, column);
     middle_of(of, on, place, column,
               [&](unsigned k, Complex& a, Complex& b, unsigned, unsigned, bool) {
-                amplify(p.time, k, p.conjugate != 0, gains, a, b);
+                amplify(n, k, p.conjugate != 0, gains, a, b);
               });
     inner_inverse(of, on, column);
     outer_pass<true>(
-        of, on, p.time,
-        [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
+        of, on, n, [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
         [&](auto& a, unsigned first, unsigned step) {
           y.store(a, start, first, step, p.accumulate != 0);
         });
@@ -191,21 +191,22 @@ DEVICE void store_sums(float* to, unsigned channels, unsigned channel, unsigned 
 // Shared memory of spectral_grad: x's column, dy's right after it (the passes run over both as over
 // one of twice the length), sums by bins, roots, places.
 template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operands& io) {
-  Length of{p.time, p.passes, p.radices};
   Columns on = columns(p.channels, nullptr);
-  unsigned n = p.time, bins = n / 2 + 1, channel = channel_of(on);
+  const unsigned bins = p.time / 2 + 1;
   Complex* memory = reinterpret_cast<Complex*>(dynamic_shared());
-  Complex* roots = memory + 2 * (n + bins) * on.pairs;
+  Complex* roots = memory + 2 * (p.time + bins) * on.pairs;
   on.roots = roots;
-  unsigned short* place = reinterpret_cast<unsigned short*>(roots + n);
-  Column x{memory + on.pair, on.pairs}, dy{x.base + n * on.pairs, on.pairs};
-  float* sums = reinterpret_cast<float*>(memory + 2 * n * on.pairs) + 4 * on.pair;
-  prepare(of, roots, place);
-  Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
-  Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
-  Gains gains(any(io, 2), p.channels, channel);
+  unsigned short* place = reinterpret_cast<unsigned short*>(roots + p.time);
+  float* sums = reinterpret_cast<float*>(memory + 2 * p.time * on.pairs) + 4 * on.pair;
+  prepare(Length{p.time, p.passes, p.radices}, roots, place);
   NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
-    size_t start = size_t(item) * n * p.channels;
+    unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
+    Length of{n, p.passes, p.radices};
+    Column x{memory + on.pair, opaque(on.pairs)}, dy{x.base + n * on.pairs, x.pairs};
+    Signal<T> of_dy(io.at[0], channels, channel), of_x(io.at[1], channels, channel);
+    Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, channels, channel);
+    Gains gains(any(io, 2), channels, channel);
+    size_t start = size_t(item) * n * channels;
     outer_pass<false>(
         of, on, 2 * n,
         [&](auto& a, unsigned first, unsigned step) {
@@ -241,7 +242,7 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
   NO_UNROLL for (unsigned bin = on.row; bin < bins; bin += on.rows) {
     float sum[4];
     load_pack(sum, sums + bin * on.pairs * 4);
-    store_sums(to, p.channels, channel, bin, sum, false);
+    store_sums(to, p.channels, channel_of(on), bin, sum, false);
   }
 }
 
