@@ -14,6 +14,7 @@
 // Lengths with a prime factor above 7, and lengths too long for shared memory, are taken by the
 // `_any` kernels: buffers in the workspace and direct sums over each radix.
 #include "fft.h"
+#include "partials.h"
 
 namespace {
 
@@ -173,12 +174,10 @@ DEVICE void add_product(float (&sum)[4], const Two& x, const Two& dy, bool upper
 
 // The workspace of the gradient kernels: the number of slices of the batch, which the last stage
 // reads, then the sums of each slice, [time / 2 + 1, channels, 2], then the buffers of blocks.
-constexpr size_t HEADER = 64;  // floats
 DEVICE size_t sums_extent(const SpectralGrad& p) { return size_t(p.time / 2 + 1) * p.channels * 2; }
 DEVICE float* slice_sums(const SpectralGrad& p, const Operands& io) {
-  if (block_x() == 0 && block_y() == 0 && thread_x() == 0)
-    *static_cast<unsigned*>(io.workspace) = grid_y();
-  return static_cast<float*>(io.workspace) + HEADER + block_y() * sums_extent(p);
+  if (block_x() == 0 && block_y() == 0 && thread_x() == 0) count_partials(io, grid_y());
+  return partials_of(io) + block_y() * sums_extent(p);
 }
 
 DEVICE void store_sums(float* to, unsigned channels, unsigned channel, unsigned bin,
@@ -252,8 +251,8 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
 template <class T> DEVICE void spectral_grad_end(const SpectralGrad& p, const Operands& io) {
   unsigned extent = unsigned(sums_extent(p)), i = block_x() * THREADS + thread_x();
   if (i >= extent) return;
-  unsigned slices = *static_cast<const unsigned*>(io.workspace), slice = 0;
-  const float* from = static_cast<const float*>(io.workspace) + HEADER + i;
+  unsigned slices = partials_count(io), slice = 0;
+  const float* from = partials_of(io) + i;
   float sum = 0.0f;
   for (; slice + 8 <= slices; slice += 8) {
     float part[8];
@@ -336,7 +335,7 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
   Columns on = columns(p.channels, nullptr);
   unsigned n = p.time, channel = channel_of(on);
   float* sums = slice_sums(p, io);
-  float* after = static_cast<float*>(io.workspace) + HEADER + (sums_extent(p) * grid_y() + 3) / 4 * 4;
+  float* after = partials_of(io) + (sums_extent(p) * grid_y() + 3) / 4 * 4;
   Buffers buffers(after, 3, n, on.pairs);
   on.roots = buffers.roots;
   Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
