@@ -8,9 +8,9 @@ use std::sync::Arc;
 use cases::{Case, Draw};
 use engine::backend::Backend;
 use engine::backend::cpu::Cpu;
-use engine::backend::gpu::Gpu;
 use engine::backend::gpu::cuda::{self, Cuda};
 use engine::backend::gpu::driver::Driver;
+use engine::backend::gpu::Gpu;
 use engine::backend::route::with_wishes;
 use engine::config::Gemm;
 use engine::data::rng::Rng;
@@ -191,8 +191,7 @@ fn gradients_match_central_differences() {
                 let project = |shift: f64, values: &mut Vec<Vec<f64>>| {
                     let before = values[operand][at];
                     values[operand][at] = before + shift;
-                    let output =
-                        run(&params, &case, values, Types::Uniform(DType::F64), &dy).output;
+                    let output = run(&params, &case, values, Types::Uniform(DType::F64), &dy).output;
                     values[operand][at] = before;
                     output.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>()
                 };
