@@ -4,28 +4,23 @@
 // stage, a thread a channel, joins the slices in order. Statistics of a slice are a mean and the
 // squares about it, found in two passes of which the second reads what the caches hold; slices are
 // joined by the formula of Chan, Golub and LeVeque (1979). All kernels are bound by memory.
-#include "portable.h"
+#include "partials.h"
 
 namespace {
 
 constexpr int THREADS = 256;
-constexpr unsigned HEADER = 64;  // floats of the workspace before the sums: the number of slices
 
 // What slices leave in the workspace: [slices, 3, channels].
 struct Slices {
   float* base;
   unsigned channels;
   DEVICE Slices(const BatchNorm& p, const Operands& io)
-      : base(static_cast<float*>(io.workspace) + HEADER), channels(p.channels) {}
+      : base(partials_of(io)), channels(p.channels) {}
   DEVICE float& at(unsigned slice, unsigned what, unsigned channel) const {
     return base[(size_t(slice) * 3 + what) * channels + channel];
   }
   DEVICE static void leave_count(const Operands& io) {
-    if (block_x() == 0 && block_y() == 0 && thread_x() == 0)
-      *static_cast<unsigned*>(io.workspace) = grid_y();
-  }
-  DEVICE static unsigned count(const Operands& io) {
-    return *static_cast<const unsigned*>(io.workspace);
+    if (block_x() == 0 && block_y() == 0 && thread_x() == 0) count_partials(io, grid_y());
   }
 };
 
@@ -106,7 +101,7 @@ template <class T> DEVICE void batchnorm_stats_end(const BatchNorm& p, const Ope
     return;
   }
   Slices slices(p, io);
-  unsigned count = Slices::count(io);
+  unsigned count = partials_count(io);
   float all = float(p.batch) * float(p.time), first = slices.at(0, 1, c), sum = 0.0f;
   for (unsigned s = 0; s < count; ++s) {
     float n = slices.at(s, 0, c);
@@ -203,7 +198,7 @@ template <class T> DEVICE void batchnorm_sums_end(const BatchNorm& p, const Oper
   if (c >= p.channels) return;
   Slices slices(p, io);
   float sum = 0.0f, dot = 0.0f;
-  for (unsigned s = 0, count = Slices::count(io); s < count; ++s)
+  for (unsigned s = 0, count = partials_count(io); s < count; ++s)
     sum += slices.at(s, 0, c), dot += slices.at(s, 1, c);
   any(io, 4).set(c, sum);
   any(io, 4).set(p.channels + c, dot);

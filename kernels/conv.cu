@@ -7,7 +7,7 @@
 // inputs and outputs exchanged, taps reversed, and dy spread out by the stride. conv1d_weight is
 // [outputs, times] times [times, inputs * taps], its sum over the batch cut into slices that the
 // last stage adds up in a fixed order. Arithmetic is f32 on the ordinary units and bounds all three.
-#include "portable.h"
+#include "partials.h"
 
 namespace {
 
@@ -153,7 +153,6 @@ template <class T> DEVICE void conv1d_input(const Conv1d& p, const Operands& io)
 constexpr unsigned COLUMNS = 96;  // inputs x taps of a block
 constexpr unsigned DEPTH = 32;    // times of a step
 constexpr unsigned DY_ROW = OUTPUTS + 4;
-constexpr unsigned HEADER = 64;   // floats of the workspace before the sums: the number of slices
 
 // Columns of a block: `inputs` x `taps`, tiles of which cover all inputs and taps.
 struct Patch {
@@ -220,10 +219,9 @@ template <class T> DEVICE void conv1d_weight(const Conv1d& p, const Operands& io
       barrier();
     }
   }
-  if (block_x() == 0 && block_y() == 0 && thread_x() == 0)
-    *static_cast<unsigned*>(io.workspace) = grid_y();
+  if (block_x() == 0 && block_y() == 0 && thread_x() == 0) count_partials(io, grid_y());
   size_t extent = size_t(p.groups) * p.outputs * p.inputs * p.kernel;
-  float* to = static_cast<float*>(io.workspace) + HEADER + block_y() * extent;
+  float* to = partials_of(io) + block_y() * extent;
   UNROLL for (unsigned c = 0; c < MINE_T; ++c) {
     unsigned n = lane + c * LANES, i = i0 + n / patch.taps, k = k0 + n % patch.taps;
     bool there = n < patch.inputs * patch.taps && i < p.inputs && k < p.kernel;
@@ -239,8 +237,8 @@ template <class T> DEVICE void conv1d_weight_end(const Conv1d& p, const Operands
   size_t extent = size_t(p.groups) * p.outputs * p.inputs * p.kernel;
   size_t i = size_t(block_x()) * THREADS + thread_x();
   if (i >= extent) return;
-  unsigned slices = *static_cast<const unsigned*>(io.workspace);
-  const float* from = static_cast<const float*>(io.workspace) + HEADER + i;
+  unsigned slices = partials_count(io);
+  const float* from = partials_of(io) + i;
   float sum = 0.0f;
   UNROLL for (unsigned slice = 0; slice < slices; ++slice) sum += from[slice * extent];
   any(io, 2).put(i, sum, true);

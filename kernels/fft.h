@@ -160,7 +160,7 @@ DEVICE void pass(const Columns& on, unsigned count, unsigned m, unsigned split,
                  const Source& source, const Sink& sink) {
   // Division by m through its reciprocal: exact while count * m < 2^32.
   unsigned reciprocal = m > 1 ? 0xffffffffu / m + 1 : 0;
-  ROLLED for (unsigned b = on.row; b < count; b += on.rows) {
+  NO_UNROLL for (unsigned b = on.row; b < count; b += on.rows) {
     unsigned stretch = m > 1 ? multiply_high(b, reciprocal) : b;
     unsigned j = b - stretch * m, first = stretch * m * R + j, turn = j * split;
     Complex a[R];
@@ -224,7 +224,7 @@ DEVICE void inner_pass(unsigned radix, const Columns& on, unsigned total, unsign
 // n numbers each, only in the first of them.
 DEVICE void inner_forward(const Length& of, const Columns& on, bool both, Column z) {
   unsigned split = of.radix(0), m = of.n / split;
-  ROLLED for (unsigned i = 1; i + 1 < of.passes + both; ++i) {
+  NO_UNROLL for (unsigned i = 1; i + 1 < of.passes + both; ++i) {
     unsigned radix = of.radix(i);
     m /= radix;
     inner_pass<false>(radix, on, both && m > 1 ? 2 * of.n : of.n, m, split, z);
@@ -235,7 +235,7 @@ DEVICE void inner_forward(const Length& of, const Columns& on, bool both, Column
 // The way back from `middle` to the last pass.
 DEVICE void inner_inverse(const Length& of, const Columns& on, Column z) {
   unsigned m = of.radix(of.passes - 1);
-  ROLLED for (unsigned i = of.passes - 2; i > 0; --i) {
+  NO_UNROLL for (unsigned i = of.passes - 2; i > 0; --i) {
     unsigned radix = of.radix(i);
     inner_pass<true>(radix, on, of.n, m, of.n / (m * radix), z);
     m *= radix;
@@ -245,11 +245,11 @@ DEVICE void inner_inverse(const Length& of, const Columns& on, Column z) {
 // Fills `roots` (n) and `place`: where the bins k, k + n / R, k + 2 n / R ... lie side by side
 // before the last pass, R its radix, k < n / R. Ends in a barrier.
 DEVICE void prepare(const Length& of, Complex* roots, unsigned short* place) {
-  ROLLED for (unsigned k = thread_x(); k < of.n; k += block_threads()) roots[k] = root(k, of.n);
+  NO_UNROLL for (unsigned k = thread_x(); k < of.n; k += block_threads()) roots[k] = root(k, of.n);
   unsigned groups = of.n / of.radix(of.passes - 1);
-  ROLLED for (unsigned k = thread_x(); k < groups; k += block_threads()) {
+  NO_UNROLL for (unsigned k = thread_x(); k < groups; k += block_threads()) {
     unsigned left = k, m = of.n, at = 0;
-    ROLLED for (unsigned i = 0; i + 1 < of.passes; ++i) {
+    NO_UNROLL for (unsigned i = 0; i + 1 < of.passes; ++i) {
       unsigned radix = of.radix(i), rest = left / radix;
       m /= radix;
       at += (left - rest * radix) * m;
@@ -270,7 +270,7 @@ template <int R, class Visit>
 DEVICE void middle(unsigned n, const Columns& on, const unsigned short* place, Column z,
                    const Visit& visit) {
   unsigned groups = n / R;
-  ROLLED for (unsigned u = on.row; u <= groups / 2; u += on.rows) {
+  NO_UNROLL for (unsigned u = on.row; u <= groups / 2; u += on.rows) {
     unsigned v = u == 0 ? 0 : groups - u, at = place[u], mirror = place[v];
     bool alone = u == v;
     Complex a[R], b[R];
@@ -313,9 +313,9 @@ DEVICE void middle_of(const Length& of, const Columns& on, const unsigned short*
 
 // The largest divisor of `left` up to 16, else its smallest prime factor.
 DEVICE unsigned next_radix(unsigned left) {
-  ROLLED for (unsigned r = 16; r > 1; --r)
+  NO_UNROLL for (unsigned r = 16; r > 1; --r)
     if (left % r == 0) return r;
-  ROLLED for (unsigned r = 17; r * r <= left; r += 2)
+  NO_UNROLL for (unsigned r = 17; r * r <= left; r += 2)
     if (left % r == 0) return r;
   return left;
 }

@@ -14,12 +14,14 @@
 #define BOUNDS(threads) __launch_bounds__(threads)
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")
 #define NO_UNROLL _Pragma("unroll 1")
 #define SHARED __shared__
 // Parameters stay where the launch put them, also where they are indexed at run time.
 #define ARGUMENT const __grid_constant__
 constexpr int WAVE = 32;
+// Blocks of 256 threads that a kernel with much in registers should leave room for on a unit. On AMD
+// shared memory is the tighter bound, and the compiler spills where it is pressed.
+constexpr int CROWD = 3;
 DEVICE unsigned thread_x() { return threadIdx.x; }
 DEVICE unsigned block_threads() { return blockDim.x; }
 DEVICE unsigned block_x() { return blockIdx.x; }
@@ -53,6 +55,8 @@ DEVICE float abs_of(float x) { return fabsf(x); }
 DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 DEVICE float min_of(float a, float b) { return fminf(a, b); }
 DEVICE double sqrt_of(double x) { return sqrt(x); }
+// x, but the compiler does not know: what is derived from it is not kept over the loop it is in.
+DEVICE unsigned opaque(unsigned x) { asm volatile("" : "+r"(x)); return x; }
 DEVICE unsigned multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
 DEVICE unsigned bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(unsigned bits) { return __uint_as_float(bits); }
@@ -77,10 +81,10 @@ DEVICE float f16_value(unsigned short x) {
 #define BOUNDS(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")
 #define NO_UNROLL _Pragma("unroll 1")
 #define SHARED __attribute__((shared))
 constexpr int WAVE = __AMDGCN_WAVEFRONT_SIZE;
+constexpr int CROWD = 1;
 DEVICE unsigned thread_x() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE unsigned block_threads() { return __builtin_amdgcn_workgroup_size_x(); }
 DEVICE unsigned block_x() { return __builtin_amdgcn_workgroup_id_x(); }
@@ -117,6 +121,7 @@ DEVICE float abs_of(float x) { return __builtin_fabsf(x); }
 DEVICE float max_of(float a, float b) { return __builtin_fmaxf(a, b); }
 DEVICE float min_of(float a, float b) { return __builtin_fminf(a, b); }
 DEVICE double sqrt_of(double x) { return __builtin_sqrt(x); }
+DEVICE unsigned opaque(unsigned x) { asm volatile("" : "+s"(x)); return x; }
 DEVICE unsigned multiply_high(unsigned a, unsigned b) {
   return unsigned((static_cast<unsigned long long>(a) * b) >> 32);
 }

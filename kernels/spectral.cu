@@ -14,10 +14,13 @@
 // Lengths with a prime factor above 7, and lengths too long for shared memory, are taken by the
 // `_any` kernels: buffers in the workspace and direct sums over each radix.
 #include "fft.h"
+#include "partials.h"
 
 namespace {
 
 constexpr int THREADS = 256;
+// Launch bounds of the transforms: as if their blocks were so large.
+constexpr int RESIDENT = CROWD * THREADS;
 
 // The channel pair of this thread within a tensor [batch, time, channels].
 template <class T> struct Signal {
@@ -128,33 +131,33 @@ DEVICE Columns columns(unsigned channels, const Complex* roots) {
 
 DEVICE unsigned channel_of(const Columns& on) { return 2 * (block_x() * on.pairs + on.pair); }
 
+// Extents are made opaque once an item: strides of all radices would else be kept in registers.
 template <class T> DEVICE void spectral(const Spectral& p, const Operands& io) {
-  Length of{p.time, p.passes, p.radices};
   Columns on = columns(p.channels, nullptr);
   Complex* z = reinterpret_cast<Complex*>(dynamic_shared());
   Complex* roots = z + p.time * on.pairs;
   unsigned short* place = reinterpret_cast<unsigned short*>(roots + p.time);
   on.roots = roots;
-  prepare(of, roots, place);
-  Signal<T> x(io.at[0], p.channels, channel_of(on)), y(io.at[2], p.channels, channel_of(on));
-  Gains gains(any(io, 1), p.channels, channel_of(on));
-  Column column{z + on.pair, on.pairs};
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
-    size_t start = size_t(item) * p.time * p.channels;
+  prepare(Length{p.time, p.passes, p.radices}, roots, place);
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+    unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
+    Length of{n, p.passes, p.radices};
+    Column column{z + on.pair, opaque(on.pairs)};
+    Signal<T> x(io.at[0], channels, channel), y(io.at[2], channels, channel);
+    Gains gains(any(io, 1), channels, channel);
+    size_t start = size_t(item) * n * channels;
     outer_pass<false>(
-        of, on, p.time,
-        [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
+        of, on, n, [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
         [&](auto& a, unsigned first, unsigned step) { column.store(a, first, step); });
     barrier();
     inner_forward(of, on, false, column);
     middle_of(of, on, place, column,
               [&](unsigned k, Complex& a, Complex& b, unsigned, unsigned, bool) {
-                amplify(p.time, k, p.conjugate != 0, gains, a, b);
+                amplify(n, k, p.conjugate != 0, gains, a, b);
               });
     inner_inverse(of, on, column);
     outer_pass<true>(
-        of, on, p.time,
-        [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
+        of, on, n, [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
         [&](auto& a, unsigned first, unsigned step) {
           y.store(a, start, first, step, p.accumulate != 0);
         });
@@ -171,12 +174,10 @@ DEVICE void add_product(float (&sum)[4], const Two& x, const Two& dy, bool upper
 
 // The workspace of the gradient kernels: the number of slices of the batch, which the last stage
 // reads, then the sums of each slice, [time / 2 + 1, channels, 2], then the buffers of blocks.
-constexpr size_t HEADER = 64;  // floats
 DEVICE size_t sums_extent(const SpectralGrad& p) { return size_t(p.time / 2 + 1) * p.channels * 2; }
 DEVICE float* slice_sums(const SpectralGrad& p, const Operands& io) {
-  if (block_x() == 0 && block_y() == 0 && thread_x() == 0)
-    *static_cast<unsigned*>(io.workspace) = grid_y();
-  return static_cast<float*>(io.workspace) + HEADER + block_y() * sums_extent(p);
+  if (block_x() == 0 && block_y() == 0 && thread_x() == 0) count_partials(io, grid_y());
+  return partials_of(io) + block_y() * sums_extent(p);
 }
 
 DEVICE void store_sums(float* to, unsigned channels, unsigned channel, unsigned bin,
@@ -189,21 +190,22 @@ DEVICE void store_sums(float* to, unsigned channels, unsigned channel, unsigned 
 // Shared memory of spectral_grad: x's column, dy's right after it (the passes run over both as over
 // one of twice the length), sums by bins, roots, places.
 template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operands& io) {
-  Length of{p.time, p.passes, p.radices};
   Columns on = columns(p.channels, nullptr);
-  unsigned n = p.time, bins = n / 2 + 1, channel = channel_of(on);
+  const unsigned bins = p.time / 2 + 1;
   Complex* memory = reinterpret_cast<Complex*>(dynamic_shared());
-  Complex* roots = memory + 2 * (n + bins) * on.pairs;
+  Complex* roots = memory + 2 * (p.time + bins) * on.pairs;
   on.roots = roots;
-  unsigned short* place = reinterpret_cast<unsigned short*>(roots + n);
-  Column x{memory + on.pair, on.pairs}, dy{x.base + n * on.pairs, on.pairs};
-  float* sums = reinterpret_cast<float*>(memory + 2 * n * on.pairs) + 4 * on.pair;
-  prepare(of, roots, place);
-  Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
-  Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
-  Gains gains(any(io, 2), p.channels, channel);
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
-    size_t start = size_t(item) * n * p.channels;
+  unsigned short* place = reinterpret_cast<unsigned short*>(roots + p.time);
+  float* sums = reinterpret_cast<float*>(memory + 2 * p.time * on.pairs) + 4 * on.pair;
+  prepare(Length{p.time, p.passes, p.radices}, roots, place);
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+    unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
+    Length of{n, p.passes, p.radices};
+    Column x{memory + on.pair, opaque(on.pairs)}, dy{x.base + n * on.pairs, x.pairs};
+    Signal<T> of_dy(io.at[0], channels, channel), of_x(io.at[1], channels, channel);
+    Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, channels, channel);
+    Gains gains(any(io, 2), channels, channel);
+    size_t start = size_t(item) * n * channels;
     outer_pass<false>(
         of, on, 2 * n,
         [&](auto& a, unsigned first, unsigned step) {
@@ -236,10 +238,10 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
     barrier();
   }
   float* to = slice_sums(p, io);
-  ROLLED for (unsigned bin = on.row; bin < bins; bin += on.rows) {
+  NO_UNROLL for (unsigned bin = on.row; bin < bins; bin += on.rows) {
     float sum[4];
     load_pack(sum, sums + bin * on.pairs * 4);
-    store_sums(to, p.channels, channel, bin, sum, false);
+    store_sums(to, p.channels, channel_of(on), bin, sum, false);
   }
 }
 
@@ -249,8 +251,8 @@ template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operan
 template <class T> DEVICE void spectral_grad_end(const SpectralGrad& p, const Operands& io) {
   unsigned extent = unsigned(sums_extent(p)), i = block_x() * THREADS + thread_x();
   if (i >= extent) return;
-  unsigned slices = *static_cast<const unsigned*>(io.workspace), slice = 0;
-  const float* from = static_cast<const float*>(io.workspace) + HEADER + i;
+  unsigned slices = partials_count(io), slice = 0;
+  const float* from = partials_of(io) + i;
   float sum = 0.0f;
   for (; slice + 8 <= slices; slice += 8) {
     float part[8];
@@ -279,7 +281,7 @@ struct Buffers {
 
 template <class T>
 DEVICE void load_column(const Signal<T>& x, size_t start, unsigned n, const Columns& on, Complex* z) {
-  ROLLED for (unsigned t = on.row; t < n; t += on.rows) {
+  NO_UNROLL for (unsigned t = on.row; t < n; t += on.rows) {
     Complex one[1];
     x.load(one, start, t, 1);
     z[size_t(t) * on.pairs + on.pair] = one[0];
@@ -290,7 +292,7 @@ DEVICE void load_column(const Signal<T>& x, size_t start, unsigned n, const Colu
 template <class T>
 DEVICE void store_column(const Signal<T>& y, size_t start, unsigned n, const Columns& on,
                          const Complex* z, bool add) {
-  ROLLED for (unsigned t = on.row; t < n; t += on.rows) {
+  NO_UNROLL for (unsigned t = on.row; t < n; t += on.rows) {
     Complex one[1] = {z[size_t(t) * on.pairs + on.pair]};
     y.store(one, start, t, 1, add);
   }
@@ -300,7 +302,7 @@ DEVICE void store_column(const Signal<T>& y, size_t start, unsigned n, const Col
 // Multiplies a spectrum in natural order and swaps parts.
 DEVICE void amplify_column(unsigned n, bool conjugate, const Gains& gains, const Columns& on,
                            Complex* z) {
-  ROLLED for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
+  NO_UNROLL for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
     Complex* at = z + size_t(k) * on.pairs + on.pair;
     Complex* mirror = z + size_t(k == 0 ? 0 : n - k) * on.pairs + on.pair;
     Complex a = *at, b = *mirror;
@@ -319,7 +321,7 @@ template <class T> DEVICE void spectral_any(const Spectral& p, const Operands& i
   Signal<T> x(io.at[0], p.channels, channel), y(io.at[2], p.channels, channel);
   Gains gains(any(io, 1), p.channels, channel);
   Complex *z = buffers.at[0], *spare = buffers.at[1];
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * p.time * p.channels;
     load_column(x, start, p.time, on, z);
     transform(p.time, on, z, spare);
@@ -333,20 +335,20 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
   Columns on = columns(p.channels, nullptr);
   unsigned n = p.time, channel = channel_of(on);
   float* sums = slice_sums(p, io);
-  float* after = static_cast<float*>(io.workspace) + HEADER + (sums_extent(p) * grid_y() + 3) / 4 * 4;
+  float* after = partials_of(io) + (sums_extent(p) * grid_y() + 3) / 4 * 4;
   Buffers buffers(after, 3, n, on.pairs);
   on.roots = buffers.roots;
   Signal<T> of_dy(io.at[0], p.channels, channel), of_x(io.at[1], p.channels, channel);
   Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, p.channels, channel);
   Gains gains(any(io, 2), p.channels, channel);
   Complex *x = buffers.at[0], *dy = buffers.at[1], *spare = buffers.at[2];
-  ROLLED for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
+  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
     size_t start = size_t(item) * n * p.channels;
     load_column(of_x, start, n, on, x);
     load_column(of_dy, start, n, on, dy);
     transform(n, on, x, spare);
     transform(n, on, dy, spare);
-    ROLLED for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
+    NO_UNROLL for (unsigned k = on.row; 2 * k <= n; k += on.rows) {
       size_t at = size_t(k) * on.pairs + on.pair;
       size_t mirror = size_t(k == 0 ? 0 : n - k) * on.pairs + on.pair;
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -364,8 +366,8 @@ template <class T> DEVICE void spectral_grad_any(const SpectralGrad& p, const Op
 
 }  // namespace
 
-ENTRIES(spectral, Spectral, THREADS, spectral)
+ENTRIES(spectral, Spectral, RESIDENT, spectral)
 ENTRIES(spectral_any, Spectral, THREADS, spectral_any)
-ENTRIES(spectral_grad, SpectralGrad, THREADS, spectral_grad)
+ENTRIES(spectral_grad, SpectralGrad, RESIDENT, spectral_grad)
 ENTRIES(spectral_grad_any, SpectralGrad, THREADS, spectral_grad_any)
 ENTRIES(spectral_grad_end, SpectralGrad, THREADS, spectral_grad_end)

@@ -10,13 +10,13 @@
 #define ENGINE_WAVE 32
 #endif
 constexpr int WAVE = ENGINE_WAVE;
+constexpr int CROWD = 1;
 
 #define DEVICE inline
 #define GLOBAL extern "C"
 #define BOUNDS(threads)
 #define RESTRICT __restrict__
 #define UNROLL
-#define ROLLED
 #define NO_UNROLL
 #define SHARED static
 
@@ -67,6 +67,7 @@ inline float fma_of(float a, float b, float c) { return std::fma(a, b, c); }
 inline float abs_of(float x) { return std::fabs(x); }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 inline float min_of(float a, float b) { return std::fmin(a, b); }
+inline unsigned opaque(unsigned x) { return x; }
 inline double sqrt_of(double x) { return std::sqrt(x); }
 inline unsigned multiply_high(unsigned a, unsigned b) { return unsigned((std::uint64_t(a) * b) >> 32); }
 inline unsigned bits_of(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }

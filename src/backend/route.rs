@@ -138,7 +138,7 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
     KINDS.iter().map(|&(kind, _)| kind)
 }
 
-/// The kind that an op of this name ("spectral_gain") belongs to.
+/// The kind that an op of this name ("spectral_grad") belongs to.
 pub fn kind_of(op: &str) -> Option<&'static str> {
     KINDS.iter().find(|(_, ops)| ops.contains(&op)).map(|&(kind, _)| kind)
 }

@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{SLICES_HEADER, expect_same, op, size, stage};
+use super::plans::{PARTIALS_HEADER, stage};
+use super::{expect_same, op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
@@ -69,7 +70,7 @@ impl Extents {
         let slices = (4 * arch.units).div_ceil(channels).clamp(1, self.batch.clamp(1, 65_535));
         Plan::new(kernel, [channels, slices, 1], 256)
             .then(stage(kernel, "end"), [size(self.ends()), 1, 1], 256)
-            .workspace(4 * (SLICES_HEADER + (3 * slices * channels) as usize))
+            .workspace(PARTIALS_HEADER + 4 * (3 * slices * channels) as usize)
     }
 
     /// Blocks of the last stage.

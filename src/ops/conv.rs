@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{SLICES_HEADER, expect_same, op, size, stage};
+use super::plans::{PARTIALS_HEADER, stage};
+use super::{expect_same, op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::scratch;
@@ -80,7 +81,7 @@ impl Extents {
         let weights = self.sizes().w;
         Plan::new(kernel, [tiles.max(1), slices, 1], 256)
             .then(stage(kernel, "end"), [size(weights.div_ceil(256)), 1, 1], 256)
-            .workspace(4 * (SLICES_HEADER + slices as usize * weights))
+            .workspace(PARTIALS_HEADER + 4 * slices as usize * weights)
     }
 
     /// Times t_out whose tap `k` lies within the input: (first, count, input sample of the first).
