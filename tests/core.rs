@@ -60,6 +60,7 @@ fn spec(model: ModelConfig) -> StepSpec {
         rule: ADAMW,
         average: false,
         dtype: DType::F32,
+        compute: None,
         seed: 7,
     }
 }
@@ -277,8 +278,7 @@ fn launches_of_one_update() {
         ("gemm", 17),
         ("grad_norm", 1),
         ("layernorm", 3),
-        ("layernorm_backward", 3),
-        ("layernorm_params", 3),
+        ("layernorm_both", 3),
         ("mean_time", 2),
         ("patchify", 1),
         ("point_loss", 1),

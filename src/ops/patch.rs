@@ -2,13 +2,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{op, size};
+use super::{op, plans, size};
 use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::Real;
 use crate::tape::{Tape, Var};
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// tokens[b, t, c * patch + k] = window[b, c, t * patch + k], or back. Samples past the last whole
 /// patch are left out (their gradient is 0). Input and output: window `[batch, channels, time]`
@@ -24,9 +24,21 @@ pub struct Patchify {
     accumulate: u32,
 }
 
-op!(Patchify, "patchify", |op, arch, kernel| {
-    Plan::elements(kernel, (op.batch * op.channels * op.time) as usize)
-});
+op!(Patchify, "patchify", |op, arch, kernel| op.plan(kernel));
+
+impl Patchify {
+    /// Short patches go through tiles of 64 channels and about 64 samples, else elements are moved
+    /// one by one (`kernels/patch.cu`).
+    fn plan(&self, kernel: &str) -> Plan {
+        let (batch, channels) = (self.batch as usize, self.channels as usize);
+        let (time, patch) = (self.time as usize, self.patch.max(1) as usize);
+        if self.backward != 0 || patch >= 32 {
+            return plans::elements(kernel, batch * channels * time);
+        }
+        let tiles = channels.div_ceil(64) * (time / patch).div_ceil(64 / patch);
+        Plan::blocks(kernel, batch * tiles, 256)
+    }
+}
 
 impl HostKernel for Patchify {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -63,11 +75,12 @@ impl HostKernel for Patchify {
     }
 }
 
-/// Tokens `[batch, time / patch, channels * patch]` of windows `[batch, channels, time]`.
+/// Tokens `[batch, time / patch, channels * patch]` of type `dtype`, of windows `[batch, channels,
+/// time]`.
 ///
 /// # Errors
 /// [`Error::Shape`] when `x` has not three axes or is shorter than a patch.
-pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize) -> Result<Var> {
+pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize, dtype: DType) -> Result<Var> {
     let &[batch, channels, time] = x.dims() else {
         return Err(Error::shape("patchify", format!("a window batch of shape {}", x.shape())));
     };
@@ -82,7 +95,7 @@ pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize) -> Result<Var> {
         backward: 0,
         accumulate: 0,
     };
-    let y = tape.empty([batch, time / patch, channels * patch], x.dtype(), "patches")?;
+    let y = tape.empty([batch, time / patch, channels * patch], dtype, "patches")?;
     tape.run(op, &[x.tensor()], &[&y])?;
     let input = x.clone();
     Ok(tape.push(y, &[x], move |grads, dy| {
