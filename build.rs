@@ -1,8 +1,8 @@
 //! Compiles the GPU kernels into images that the program embeds (src/backend/gpu/images.rs).
 //!
 //! `kernels/*.cu` are compiled for NVIDIA's and for AMD's cards, `kernels/cuda/*.cu` and
-//! `kernels/hip/*.hip` for those of one maker; a file whose first lines hold `// archs: 90a` is
-//! compiled for these only. An image is one source for one architecture: all are compiled side by
+//! `kernels/hip/*.hip` for those of one maker; a file whose first lines hold `// archs: 90a gfx942`
+//! is compiled for these only (`cuda` and `hip` stand for all of a maker's). An image is one source for one architecture: all are compiled side by
 //! side, and only those whose text, headers, flags or compiler changed are compiled again. Objects
 //! lie in `kernels/` of the target folder, by a hash of all these, so that debug and release builds
 //! share them.
@@ -45,10 +45,10 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run by cargo")?);
     let toolkits = [toolkit::cuda()?, toolkit::hip()?];
     let mut objects = Vec::new();
-    for ((_, folders), toolkit) in SOURCES.iter().zip(&toolkits) {
+    for ((name, folders), toolkit) in SOURCES.iter().zip(&toolkits) {
         if let Ok(toolkit) = toolkit {
             println!("cargo:rerun-if-changed={}", toolkit.compiler.display());
-            objects.push(planned(toolkit, folders, &out)?);
+            objects.push(planned(toolkit, &name.to_lowercase(), folders, &out)?);
         } else {
             objects.push(Vec::new());
         }
@@ -73,6 +73,7 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 /// should not begin last.
 fn planned<'a>(
     toolkit: &'a Toolkit,
+    maker: &str,
     folders: &[(&str, &str)],
     out: &Path,
 ) -> Result<Vec<Object<'a>>, String> {
@@ -92,7 +93,9 @@ fn planned<'a>(
         let only = text.lines().take(10).find_map(|line| line.strip_prefix("// archs:"));
         let only: Option<Vec<&str>> = only.map(|archs| archs.split_whitespace().collect());
         for target in &toolkit.targets {
-            if only.as_ref().is_none_or(|only| only.contains(&target.asked.as_str())) {
+            let named =
+                |only: &Vec<&str>| only.iter().any(|name| [maker, &target.asked].contains(name));
+            if only.as_ref().is_none_or(named) {
                 objects.push(Object::new(toolkit, target, source, out)?);
             }
         }

@@ -158,7 +158,7 @@ fn specs() -> Vec<StepSpec> {
     let sgd = Rule::Sgd { momentum: 0.9, nesterov: true };
     let point = Objective::Pointwise(Pointwise::Mse);
     let classes = Objective::CrossEntropy { weights: vec![1.0; 3], smoothing: 0.1 };
-    let spec = |model, batch, objective: &Objective, rule| StepSpec {
+    let spec = |model, batch, objective: &Objective, rule, compute| StepSpec {
         model,
         batch,
         accumulation: 2,
@@ -167,15 +167,20 @@ fn specs() -> Vec<StepSpec> {
         rule,
         average: true,
         dtype: DType::F32,
+        compute,
         seed: 1,
     };
-    vec![
-        spec(former(36, 3, 1, 10), 3, &point, sgd),
-        spec(former(96, 6, 2, 1), 8, &point, adamw),
-        spec(former(128, 8, 2, 4), 16, &point, adamw),
-        spec(former(512, 8, 2, 1), 512, &point, adamw),
-        spec(shallow, 32, &classes, adamw),
-    ]
+    let mut specs = Vec::new();
+    for compute in [None, Some(DType::Bf16), Some(DType::F16)] {
+        specs.extend([
+            spec(former(36, 3, 1, 10), 3, &point, sgd, compute),
+            spec(former(96, 6, 2, 1), 8, &point, adamw, compute),
+            spec(former(128, 8, 2, 4), 16, &point, adamw, compute),
+            spec(former(512, 8, 2, 1), 512, &point, adamw, compute),
+            spec(shallow.clone(), 32, &classes, adamw, compute),
+        ]);
+    }
+    specs
 }
 
 fn listen(arch: Arch) -> Heard {

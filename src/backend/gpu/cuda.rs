@@ -211,7 +211,7 @@ impl Cuda {
         unsafe { result::ctx::set_current(context) }.map_err(card)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
         let inner = Arc::new(Context { device, context, stream: stream.map_err(card)? });
-let (mut arch, own) = arch_of(device, sm)?;
+        let (mut arch, own) = arch_of(device, sm)?;
         if let Some((problem, remedy)) = images::why_not(own) {
             return Err(refused(problem, &remedy));
         }
