@@ -1,4 +1,3 @@
-// archs: cuda
 // Matrix products of 16-bit types on the matrix units of sm_80 and newer, by mma.sync and cp.async.
 //
 // A block computes a tile BM x BN of C, its warps WM x WN each. Tiles of A and B, BK deep, come to shared
