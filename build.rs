@@ -1,8 +1,8 @@
 //! Compiles the GPU kernels into images that the program embeds (src/backend/gpu/images.rs).
 //!
 //! `kernels/*.cu` are compiled for NVIDIA's and for AMD's cards, `kernels/cuda/*.cu` and
-//! `kernels/hip/*.hip` for those of one maker; a file whose first lines hold `// archs: 90a` is
-//! compiled for these only. An image is one source for one architecture: all are compiled side by
+//! `kernels/hip/*.hip` for those of one maker; a file whose first lines hold `// archs: 90a gfx942`
+//! is compiled for these only (`cuda` and `hip` stand for all of a maker's). An image is one source for one architecture: all are compiled side by
 //! side, and only those whose text, headers, flags or compiler changed are compiled again. Objects
 //! lie in `kernels/` of the target folder, by a hash of all these, so that debug and release builds
 //! share them.
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, process};
 
 use object::Object;
-use toolkit::{Missing, Toolkit};
+use toolkit::{Missing, Target, Toolkit};
 
 /// Where kernels lie, by who makes the cards, and how their names end.
 const SOURCES: [(&str, &[(&str, &str)]); 2] = [
@@ -44,18 +44,20 @@ fn build() -> Result<(), String> {
     println!("cargo:rerun-if-changed=kernels");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run by cargo")?);
     let toolkits = [toolkit::cuda()?, toolkit::hip()?];
-    let mut objects = Vec::new();
-    for ((_, folders), toolkit) in SOURCES.iter().zip(&toolkits) {
+    let mut all = Vec::new();
+    for ((name, folders), toolkit) in SOURCES.iter().zip(&toolkits) {
         if let Ok(toolkit) = toolkit {
             println!("cargo:rerun-if-changed={}", toolkit.compiler.display());
-            objects.push(planned(toolkit, folders, &out)?);
+            all.push(planned(toolkit, &name.to_lowercase(), folders, &out)?);
         } else {
-            objects.push(Vec::new());
+            all.push(Planned::default());
         }
     }
-    object::compile_all(objects.iter().flatten())?;
+    object::compile_all(all.iter().flat_map(|planned| &planned.common))?;
+    object::compile_all(all.iter().flat_map(|planned| &planned.objects))?;
     let (mut rust, mut table) = (String::new(), String::from(usage::HEADING));
-    for (((name, _), toolkit), objects) in SOURCES.iter().zip(&toolkits).zip(&objects) {
+    for (((name, _), toolkit), planned) in SOURCES.iter().zip(&toolkits).zip(&all) {
+        let objects = &planned.objects;
         write_family(&mut rust, &mut table, name, toolkit, objects).map_err(|e| e.to_string())?;
     }
     write(&out.join("images.rs"), &rust)?;
@@ -70,12 +72,43 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 }
 
 /// Every source for every architecture that it is meant for, the largest first: what takes longest
-/// should not begin last.
+/// should not begin last. Where the toolkit has a common front end, its output comes besides.
 fn planned<'a>(
     toolkit: &'a Toolkit,
+    maker: &str,
     folders: &[(&str, &str)],
     out: &Path,
-) -> Result<Vec<Object<'a>>, String> {
+) -> Result<Planned<'a>, String> {
+    let mut planned = Planned::default();
+    for source in &sources(folders) {
+        let text = fs::read_to_string(source)
+            .map_err(|e| format!("{}: cannot read: {e}", source.display()))?;
+        let only = text.lines().take(10).find_map(|line| line.strip_prefix("// archs:"));
+        let only: Option<Vec<&str>> = only.map(|archs| archs.split_whitespace().collect());
+        let for_all = only.as_ref().is_none_or(|only| only.contains(&maker));
+        let named = |target: &Target| only.iter().flatten().any(|name| *name == target.asked);
+        let common = toolkit.common.as_ref().filter(|_| for_all);
+        let common = common.map(|common| Object::new(toolkit, common, source, out)).transpose()?;
+        for target in toolkit.targets.iter().filter(|target| for_all || named(target)) {
+            let object = Object::new(toolkit, target, source, out)?;
+            planned.objects.push(match &common {
+                Some(common) if target.from_common => object.made_from(common),
+                _ => object,
+            });
+        }
+        planned.common.extend(common);
+    }
+    Ok(planned)
+}
+
+/// What is compiled first, and the images, which may be made from it.
+#[derive(Default)]
+struct Planned<'a> {
+    common: Vec<Object<'a>>,
+    objects: Vec<Object<'a>>,
+}
+
+fn sources(folders: &[(&str, &str)]) -> Vec<PathBuf> {
     let mut sources = Vec::new();
     for (folder, extension) in folders {
         // A folder that is not there holds no kernels.
@@ -85,19 +118,7 @@ fn planned<'a>(
     }
     let size = |path: &PathBuf| fs::metadata(path).map_or(0, |data| data.len());
     sources.sort_by_key(|path| (u64::MAX - size(path), path.clone()));
-    let mut objects = Vec::new();
-    for source in &sources {
-        let text = fs::read_to_string(source)
-            .map_err(|e| format!("{}: cannot read: {e}", source.display()))?;
-        let only = text.lines().take(10).find_map(|line| line.strip_prefix("// archs:"));
-        let only: Option<Vec<&str>> = only.map(|archs| archs.split_whitespace().collect());
-        for target in &toolkit.targets {
-            if only.as_ref().is_none_or(|only| only.contains(&target.asked.as_str())) {
-                objects.push(Object::new(toolkit, target, source, out)?);
-            }
-        }
-    }
-    Ok(objects)
+    sources
 }
 
 /// One constant `CUDA` or `HIP` for images.rs, and the lines of its kernels for the table.
@@ -121,7 +142,8 @@ fn write_family(
         writeln!(rust, "        Image {{")?;
         writeln!(rust, "            source: {source:?},\n            arch: {arch:?},")?;
         writeln!(rust, "            kernels: &{kernels:?},")?;
-        writeln!(rust, "            bytes: aligned!({:?}),\n        }},", object.path)?;
+        let embed = if object.is_text() { "text" } else { "aligned" };
+        writeln!(rust, "            bytes: {embed}!({:?}),\n        }},", object.path)?;
         for usage in &usages {
             writeln!(table, "{source}\t{arch}\t{}", usage.row())?;
         }

@@ -20,6 +20,8 @@ pub struct Object<'a> {
     toolkit: &'a Toolkit,
     pub target: &'a Target,
     source: PathBuf,
+    /// What the compiler is given: the source, or what was made from it before.
+    input: PathBuf,
     pub path: PathBuf,
 }
 
@@ -43,7 +45,18 @@ impl<'a> Object<'a> {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
         let key = xxh3_128(all.as_bytes());
         let name = format!("{stem}-{}-{key:032x}.{}", target.name, target.extension);
-        Ok(Self { toolkit, target, source: source.to_path_buf(), path: folder.join(name) })
+        let (source, path) = (source.to_path_buf(), folder.join(name));
+        Ok(Self { toolkit, target, input: source.clone(), source, path })
+    }
+
+    /// The same, made from an object of the same source that is compiled before.
+    pub fn made_from(self, common: &Object<'_>) -> Self {
+        Self { input: common.path.clone(), ..self }
+    }
+
+    /// PTX: text that drivers read to a NUL.
+    pub fn is_text(&self) -> bool {
+        self.target.extension == "ptx"
     }
 
     /// "gemm", "cuda/gemm_wgmma": the source below kernels/ without its ending.
@@ -58,10 +71,7 @@ impl<'a> Object<'a> {
     /// # Errors
     /// A report that cannot be read or understood.
     pub fn usages(&self) -> Result<Vec<Usage>, String> {
-        let path = match self.target.extension {
-            "ptx" => self.path.clone(),
-            _ => self.log(),
-        };
+        let path = if self.is_text() { self.path.clone() } else { self.log() };
         let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let usages = usage::parse(&text, self.target.extension);
         usages.ok_or_else(|| format!("{}: a report of another form", path.display()))
@@ -83,7 +93,7 @@ impl<'a> Object<'a> {
         let part = self.path.with_extension(format!("part{}", std::process::id()));
         let mut command = Command::new(&self.toolkit.compiler);
         command.args(&self.toolkit.flags).args(&self.target.flags);
-        command.arg("-o").arg(&part).arg(&self.source);
+        command.arg("-o").arg(&part).arg(&self.input);
         let failed = |e: std::io::Error| format!("{}: {e}", self.path.display());
         let said = command.output().map_err(|e| format!("{command:?}: {e}"))?;
         let report = String::from_utf8_lossy(&said.stderr);
@@ -95,12 +105,6 @@ impl<'a> Object<'a> {
                 self.source.display(),
                 String::from_utf8_lossy(&said.stdout),
             ));
-        }
-        if self.target.extension == "ptx" {
-            // The driver reads text to its NUL.
-            let mut text = fs::read(&part).map_err(failed)?;
-            text.push(0);
-            fs::write(&part, text).map_err(failed)?;
         }
         fs::write(self.log(), report.as_bytes()).map_err(failed)?;
         fs::rename(&part, &self.path).map_err(failed)

@@ -5,9 +5,11 @@ use std::process::Command;
 use std::{env, fs};
 
 /// Cards with code of their own, and the assembly (PTX) from which a driver makes code for others.
-/// It is that of 9.0: Blackwell's data centre cards (10.x) cannot take newer, and no kernel for all
-/// cards uses what came later.
-const CUDA_ARCHS: [&str; 6] = ["80", "86", "89", "90a", "120", "compute_90"];
+const CUDA_ARCHS: [&str; 6] = ["80", "86", "89", "90a", "120", COMMON];
+/// PTX that every card from the oldest on takes. The compiler's front end makes it once a source,
+/// and machine code is made from it: the front end takes more than half of the time, and machine
+/// code for 90a was the same to the instruction when made from PTX of its own.
+const COMMON: &str = "compute_80";
 const HIP_ARCHS: [&str; 6] = ["gfx1010", "gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942"];
 
 /// A compiler, and what it compiles for.
@@ -18,15 +20,19 @@ pub struct Toolkit {
     /// Before the flags of a target.
     pub flags: Vec<String>,
     pub targets: Vec<Target>,
+    /// What a source is compiled to first, where several targets are made from that.
+    pub common: Option<Target>,
 }
 
 /// One architecture.
 pub struct Target {
     /// As in the list of architectures and in `// archs:`: "90a", "gfx1010".
     pub asked: String,
-    /// As images are named: "sm_90a", "compute_90", "gfx1010".
+    /// As images are named: "sm_90a", "compute_80", "gfx1010".
     pub name: String,
     pub flags: Vec<String>,
+    /// Whether it can be made from the toolkit's common object.
+    pub from_common: bool,
     /// How the object's name ends.
     pub extension: &'static str,
 }
@@ -170,7 +176,8 @@ pub fn cuda() -> Found {
         return Ok(Err(unknown(&version)));
     }
     let flags = ["-std=c++17", "-O3", "-Ikernels"].map(String::from).into();
-    Ok(Ok(Toolkit { compiler: nvcc, version, flags, targets }))
+    let common = Some(cuda_target(COMMON));
+    Ok(Ok(Toolkit { compiler: nvcc, version, flags, targets, common }))
 }
 
 fn left_out_words(version: &str, left_out: &[String]) {
@@ -183,12 +190,15 @@ fn cuda_target(arch: &str) -> Target {
     let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
     if arch.starts_with("compute_") {
         let flags = words(&["--ptx", &format!("-arch={arch}")]);
-        return Target { asked: arch.into(), name: arch.into(), flags, extension: "ptx" };
+        let (asked, name) = (arch.into(), arch.into());
+        return Target { asked, name, flags, from_common: false, extension: "ptx" };
     }
     let digits = arch.trim_start_matches("sm_");
+    let number: u32 = digits.trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
     let code = format!("arch=compute_{digits},code=sm_{digits}");
     let flags = words(&["--cubin", "-gencode", &code, "-Xptxas", "-v"]);
-    Target { asked: digits.into(), name: format!("sm_{digits}"), flags, extension: "cubin" }
+    let (asked, name) = (digits.into(), format!("sm_{digits}"));
+    Target { asked, name, flags, from_common: number >= 80, extension: "cubin" }
 }
 
 fn find_hipcc() -> Result<Option<PathBuf>, String> {
@@ -265,7 +275,7 @@ pub fn hip() -> Found {
     if targets.is_empty() {
         return Ok(Err(unknown(&version)));
     }
-    Ok(Ok(Toolkit { compiler, version, flags: hip_flags(), targets }))
+    Ok(Ok(Toolkit { compiler, version, flags: hip_flags(), targets, common: None }))
 }
 
 fn hip_target(arch: String) -> Target {
@@ -274,5 +284,5 @@ fn hip_target(arch: String) -> Target {
     if arch.len() == "gfx1010".len() {
         flags.push("-mcumode".into());
     }
-    Target { asked: arch.clone(), name: arch, flags, extension: "co" }
+    Target { asked: arch.clone(), name: arch, flags, from_common: false, extension: "co" }
 }
