@@ -83,7 +83,7 @@ fn pack_panel<T: Real>(panel: &mut [T], n: usize, b: &[T], rs: usize, cs: usize)
     }
     if cs == 1 {
         for (row, b) in panel.chunks_exact_mut(PANEL).zip(b.chunks(rs)) {
-            row[..n].copy_from_slice(&b[..n]);
+            copy_row(row, &b[..n]);
         }
         return;
     }
@@ -95,6 +95,21 @@ fn pack_panel<T: Real>(panel: &mut [T], n: usize, b: &[T], rs: usize, cs: usize)
                 *to = *from;
             }
         }
+    }
+}
+
+/// Copies to the first elements of `to`, whole panels' rows without a call.
+#[inline(always)]
+pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
+    fn copy<T: Copy, const N: usize>(to: &mut [T], from: &[T]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        16 => copy::<T, 16>(to, from),
+        32 => copy::<T, 32>(to, from),
+        n => to[..n].copy_from_slice(from),
     }
 }
 
