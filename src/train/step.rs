@@ -80,6 +80,10 @@ impl Step {
         let mut builder = Builder::default();
         let model = spec.model.build(&mut builder)?;
         let params = builder.build(backend, spec.dtype, spec.seed)?;
+        Self::with(model, params, spec)
+    }
+
+    fn with(model: Box<dyn Model>, params: Params, spec: StepSpec) -> Result<Self> {
         let optimizer = Optimizer::new(&params, spec.rule, model.layers(), spec.average)?;
         let (channels, window, outputs) = spec.model.extents();
         let backend = params.backend();
@@ -129,8 +133,11 @@ impl Step {
     /// As [`Step::new`].
     pub fn plan(arch: &crate::backend::Arch, limit: u64, spec: &StepSpec) -> Result<MemoryUse> {
         let null = Arc::new(crate::backend::null::Null::new(arch.clone(), limit));
-        let step = Self::new(Arc::clone(&null) as Arc<dyn Backend>, spec.clone())?;
-        drop(step);
+        let mut builder = Builder::default();
+        let model = spec.model.build(&mut builder)?;
+        // First values take longer to draw than all the rest takes to plan.
+        let params = builder.place(Arc::clone(&null) as Arc<dyn Backend>, spec.dtype)?;
+        Self::with(model, params, spec.clone())?;
         Ok(null.memory())
     }
 

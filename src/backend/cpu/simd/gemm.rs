@@ -124,9 +124,11 @@ fn has_own_kernels<T: Real>() -> bool {
 /// Rows into which to cut C of `m` rows and `work` multiplications, to share it among threads.
 pub fn rows_per_piece(m: usize, work: usize) -> usize {
     let tiles = m.div_ceil(14).max(1);
-    // Some ten microseconds at least, and no more pieces than any desktop can use.
-    let pieces = (work >> 20).clamp(1, 64);
-    if pieces < tiles { tiles.div_ceil(pieces) * 14 } else { m.div_ceil(tiles) }
+    // Some five microseconds at least, and no more pieces than any desktop can use.
+    let pieces = (work >> 19).clamp(1, 128);
+    let count = tiles.div_ceil(tiles.div_ceil(pieces));
+    // An even number of nearly equal pieces: of seven, two threads would do four and three.
+    m.div_ceil(if count > 1 { count.next_multiple_of(2) } else { 1 }).max(1)
 }
 
 /// `c = alpha * a * b + beta * c` on one thread; `c` is `[m, n]` with row step `c_rs` and column
