@@ -61,6 +61,16 @@ impl Var {
         self.tensor.dtype()
     }
 
+    /// A parameter under another shape, whose gradient still goes where it did; None for a value
+    /// that is no parameter.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the element counts differ.
+    pub fn reshaped_leaf(&self, shape: &[usize]) -> Result<Option<Self>> {
+        let Source::Leaf(grad) = &self.source else { return Ok(None) };
+        Ok(Some(Self::leaf(self.tensor.reshape(shape)?, grad.reshape(shape)?)))
+    }
+
     /// True when a gradient flows into this value.
     pub fn needs_grad(&self) -> bool {
         !matches!(self.source, Source::Constant)
@@ -72,7 +82,8 @@ type Backward<'s> = Box<dyn FnOnce(&mut Grads<'_, 's>, Tensor) -> Result<()> + '
 /// A record of what was computed, for one forward and one backward pass.
 pub struct Tape<'s> {
     params: &'s Params,
-    nodes: RefCell<Vec<Option<Backward<'s>>>>,
+    /// What to do on the way back, and the scope it was pushed in.
+    nodes: RefCell<Vec<Option<(Backward<'s>, String)>>>,
     recording: Cell<bool>,
     training: bool,
     rng: Option<Tensor>,
@@ -145,8 +156,10 @@ impl<'s> Tape<'s> {
             }
             scope.push_str(name);
         }
+        self.backend().enter(&self.scope.borrow());
         let result = f();
         self.scope.borrow_mut().truncate(length);
+        self.backend().enter(&self.scope.borrow());
         result
     }
 
@@ -182,6 +195,16 @@ impl<'s> Tape<'s> {
         }
     }
 
+    /// A weight matrix in the type that is computed in: the copy that mixed precision keeps beside
+    /// the master weights. Its gradient is the master's, in the master's type.
+    pub fn weight(&self, id: ParamId, dtype: DType) -> Var {
+        let value = self.params.value_as(id, dtype);
+        match self.params.grad(id) {
+            Some(grad) if self.recording.get() => Var::leaf(value, grad),
+            _ => Var::constant(value),
+        }
+    }
+
     /// The parameters in use.
     pub fn params(&self) -> &'s Params {
         self.params
@@ -198,7 +221,7 @@ impl<'s> Tape<'s> {
             return Var::constant(tensor);
         }
         let mut nodes = self.nodes.borrow_mut();
-        nodes.push(Some(Box::new(backward)));
+        nodes.push(Some((Box::new(backward), self.scope.borrow().clone())));
         Var { tensor, source: Source::Node(nodes.len() - 1) }
     }
 
@@ -226,10 +249,14 @@ impl<'s> Tape<'s> {
         let mut grads = Grads { tape: self, slots };
         for i in (0..=last).rev() {
             let closure = self.nodes.borrow_mut()[i].take();
-            if let (Some(grad), Some(closure)) = (grads.slots[i].take(), closure) {
+            if let (Some(grad), Some((closure, scope))) = (grads.slots[i].take(), closure) {
+                self.backend().enter(&scope);
+                self.scope.replace(scope);
                 closure(&mut grads, grad)?;
             }
         }
+        self.scope.borrow_mut().clear();
+        self.backend().enter("");
         Ok(())
     }
 
@@ -275,7 +302,7 @@ impl<'s> Tape<'s> {
             Ok(())
         };
         let mut nodes = self.nodes.borrow_mut();
-        nodes.push(Some(Box::new(backward)));
+        nodes.push(Some((Box::new(backward), self.scope.borrow().clone())));
         Ok(Var { tensor, source: Source::Node(nodes.len() - 1) })
     }
 }
