@@ -54,7 +54,8 @@ pub enum Right<'a, T> {
     Packed(&'a [T]),
 }
 
-/// Calls `f` with `b`, `[k, n]`, packed on all threads where the kernels here want it packed.
+/// Calls `f` with `b`, `[k, n]`, packed on all threads where the kernels here want it packed: where
+/// its rows are not contiguous.
 ///
 /// # Panics
 /// When `b` is too short: a bug of the caller.
@@ -63,7 +64,7 @@ pub fn with_packed<T: Real, R>(
     b: Mat<'_, T>,
     f: impl FnOnce(Right<'_, T>) -> R,
 ) -> R {
-    if !has_own_kernels::<T>() || k * n == 0 {
+    if !has_own_kernels::<T>() || k * n == 0 || b.cs == 1 {
         return f(Right::Plain(b));
     }
     assert!(b.holds(k, n), "b is too short");
