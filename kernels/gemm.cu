@@ -97,8 +97,12 @@ DEVICE void gemm_tiles(const Gemm& p, const Operands& io) {
       unsigned count = p.n - col < 4 ? p.n - col : 4;
       size_t first = (size_t(batch) * p.m + row) * p.n + col;
       float four[4] = {c[i][l], c[i][l + 1], c[i][l + 2], c[i][l + 3]};
-      if (!split) epilogue.template finish<T, 4>(first, col, four, count, packed);
-      else for (unsigned e = 0; e < count; ++e) split[block_y() * cells + first + e] = four[e];
+      if (!split) {
+        float bias[4];
+        epilogue.template load_bias<4>(col, count, bias);
+        UNROLL for (int e = 0; e < 4; ++e) four[e] += bias[e];
+        epilogue.template finish<T, 4>(first, four, count, packed);
+      } else for (unsigned e = 0; e < count; ++e) split[block_y() * cells + first + e] = four[e];
     }
     if (sums) {
       if (split) split[splits * cells + size_t(block_y()) * p.m + row] = total[i];
@@ -129,12 +133,20 @@ template <class T> DEVICE void gemm_end(const Gemm& p, const Operands& io) {
       load_pack(part, split + s * cells + 4 * i);
       UNROLL for (int e = 0; e < 4; ++e) four[e] += part[e];
     }
-    Epilogue(p, io).template finish<T, 4>(4 * i, unsigned(4 * i % p.n), four, 4, true);
+    Epilogue epilogue(p, io);
+    float bias[4];
+    epilogue.template load_bias<4>(unsigned(4 * i % p.n), 4, bias);
+    UNROLL for (int e = 0; e < 4; ++e) four[e] += bias[e];
+    epilogue.template finish<T, 4>(4 * i, four, 4, true);
   } else if (i < fours) {
     for (size_t e = 4 * i; e < 4 * i + 4 && e < cells; ++e) {
       float one[4] = {};
       for (unsigned s = 0; s < splits; ++s) one[0] += split[s * cells + e];
-      Epilogue(p, io).template finish<T, 4>(e, unsigned(e % p.n), one, 1, false);
+      Epilogue epilogue(p, io);
+      float bias[4];
+      epilogue.template load_bias<4>(unsigned(e % p.n), 1, bias);
+      one[0] += bias[0];
+      epilogue.template finish<T, 4>(e, one, 1, false);
     }
   } else if ((p.flags & GEMM_SUMS) && i - fours < p.m) {
     float total = 0.0f;

@@ -35,13 +35,19 @@ struct Epilogue {
     pre_gelu = io.at[next + 1];
   }
 
-  // Finishes and stores N neighbouring elements of one row; `first` is the index of the first of
-  // them in C, `col` its column. `count` of them exist. `packed`: whole packs may be moved.
+  // The bias of N neighbouring columns, `count` of which exist; zeros where there is none.
+  template <int N> DEVICE void load_bias(unsigned col, unsigned count, float (&to)[N]) const {
+    bool wanted = (flags & GEMM_BIAS) != 0;
+    UNROLL for (int j = 0; j < N; ++j) to[j] = wanted && unsigned(j) < count ? bias[col + j] : 0.0f;
+  }
+
+  // Finishes and stores N neighbouring elements of one row, the bias added already; `first` is the index of the first of
+  // them in C. `count` of them exist. `packed`: whole packs may be moved.
   template <class T, int N>
-  DEVICE void finish(size_t first, unsigned col, float (&x)[N], unsigned count, bool packed) const {
-    if (packed && count == N) whole<T, N>(first, col, x);
+  DEVICE void finish(size_t first, float (&x)[N], unsigned count, bool packed) const {
+    if (packed && count == N) whole<T, N>(first, x);
     else UNROLL for (int j = 0; j < N; ++j)
-      if (unsigned(j) < count) one<T>(first + j, col + j, x[j]);
+      if (unsigned(j) < count) one<T>(first + j, x[j]);
   }
 
  private:
@@ -50,8 +56,7 @@ struct Epilogue {
     return p.flags & GEMM_DROPOUT ? input<int>(io, 2 + ((p.flags & GEMM_BIAS) != 0)) : none;
   }
 
-  template <class T> DEVICE void one(size_t i, unsigned col, float x) const {
-    if (flags & GEMM_BIAS) x += bias[col];
+  template <class T> DEVICE void one(size_t i, float x) const {
     if (flags & GEMM_GELU_SLOPE) x *= gelu_slope(value_of(static_cast<const T*>(before)[i]));
     if (flags & GEMM_GELU) {
       static_cast<T*>(pre_gelu)[i] = rounded<T>(x);
@@ -62,8 +67,7 @@ struct Epilogue {
     c.put(i, x, flags & GEMM_ACCUMULATE);
   }
 
-  template <class T, int N> DEVICE void whole(size_t first, unsigned col, float (&x)[N]) const {
-    if (flags & GEMM_BIAS) UNROLL for (int j = 0; j < N; ++j) x[j] += bias[col + j];
+  template <class T, int N> DEVICE void whole(size_t first, float (&x)[N]) const {
     if (flags & GEMM_GELU_SLOPE) {
       float z[N];
       load_pack(z, static_cast<const T*>(before) + first);
@@ -103,6 +107,18 @@ struct Epilogue {
 // Sums over k that are split among blocks lie in the workspace: a header of 256 bytes with the
 // number of splits, then C of each split [splits, batch, m, n], then A's sums of each split [splits, m].
 constexpr unsigned SPLIT_HEADER = 64;  // in floats
+
+// Stores 8 sums of one split.
+DEVICE void store_split(float* to, const float (&x)[8], unsigned count, bool packed) {
+  if (packed && count == 8) {
+    float low[4] = {x[0], x[1], x[2], x[3]}, high[4] = {x[4], x[5], x[6], x[7]};
+    store_pack(to, low);
+    store_pack(to + 4, high);
+  } else {
+    UNROLL for (int e = 0; e < 8; ++e)
+      if (unsigned(e) < count) to[e] = x[e];
+  }
+}
 
 DEVICE float* split_products(const Operands& io) {
   return static_cast<float*>(io.workspace) + SPLIT_HEADER;

@@ -227,7 +227,10 @@ DEVICE Any any(const Operands& io, int i) { return Any{io.at[i], kind_of(io, i)}
 
 // Entries of a kernel for the three storage types. `body` is a function template over T.
 #define ENTRY(name, type, T, Params, threads, body)                                                \
-  GLOBAL void BOUNDS(threads) name##_##type(ARGUMENT Params p, ARGUMENT Operands io) { body<T>(p, io); }  \
+  GLOBAL void BOUNDS(threads) name##_##type(ARGUMENT Params p, ARGUMENT Operands io) {  \
+    after_previous();                                                                              \
+    body<T>(p, io);                                                                                \
+  }   \
   EMULATED(name##_##type, Params)
 #define ENTRIES(name, Params, threads, body)                                                       \
   ENTRY(name, f32, float, Params, threads, body)                                                   \
@@ -239,6 +242,16 @@ DEVICE Any any(const Operands& io, int i) { return Any{io.at[i], kind_of(io, i)}
 #ifndef ARGUMENT
 #define ARGUMENT const
 #endif
+
+// The first thing every kernel does. From sm_90 on a kernel may be launched while the one before it
+// still runs (programmatic dependent launch): it lets its own successor come as early, and waits
+// here until its predecessor is done and its results can be seen.
+DEVICE void after_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // --- Reductions ----------------------------------------------------------------------------------
 

@@ -39,6 +39,11 @@ impl DType {
         }
     }
 
+    /// Type of sums and statistics over values of this type: f32, or f64 for f64.
+    pub const fn statistics(self) -> Self {
+        if matches!(self, Self::F64) { Self::F64 } else { Self::F32 }
+    }
+
     /// True for everything but [`DType::I32`].
     pub const fn is_float(self) -> bool {
         !matches!(self, Self::I32)

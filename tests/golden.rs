@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use engine::backend::Backend;
 use engine::backend::cpu::Cpu;
+use engine::backend::gpu::Gpu;
+use engine::backend::gpu::cuda::{self, Cuda};
+use engine::backend::gpu::driver::Driver;
 use engine::model::{EegFormerConfig, ModelConfig, ShallowConfig};
 use engine::ops::loss::Pointwise;
 use engine::optim::{Control, Rates, Rule};
@@ -111,7 +114,7 @@ impl Golden {
         }
     }
 
-    fn step(&self, dtype: DType, recompute: bool) -> Step {
+    fn step(&self, backend: Arc<dyn Backend>, dtype: DType, recompute: bool) -> Step {
         let rows = self.get("input.0").0[0];
         let mut model = self.model();
         if let ModelConfig::EegFormer(config) = &mut model {
@@ -134,8 +137,7 @@ impl Golden {
             compute: None,
             seed: 1,
         };
-        let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(2, 1 << 30).expect("starts"));
-        let step = Step::new(cpu, spec).expect("builds");
+        let step = Step::new(backend, spec).expect("builds");
         for id in step.params().ids() {
             let (shape, values) = self.get(&format!("param.{}", step.params().spec(id).name));
             assert_eq!(shape, step.params().spec(id).shape.dims());
@@ -172,10 +174,18 @@ fn close(found: f64, want: f64, limit: f64, what: &str) {
     assert!(error < limit, "{what}: {found} for {want}");
 }
 
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(Cpu::new(2, 1 << 30).expect("starts"))
+}
+
 fn check(name: &str, dtype: DType, limit: f64, recompute: bool) {
+    check_on(cpu(), name, dtype, limit, recompute);
+}
+
+fn check_on(backend: Arc<dyn Backend>, name: &str, dtype: DType, limit: f64, recompute: bool) {
     let golden = Golden::open(&format!("{name}.safetensors"));
     let what = |part: &str| format!("{name} in {}: {part}", dtype.name());
-    let step = golden.step(dtype, recompute);
+    let step = golden.step(backend, dtype, recompute);
     let lr = golden.number("/optimizer/lr");
     let decay = golden.number("/optimizer/weight_decay");
     let clip = golden.number("/optimizer/clip_norm");
@@ -231,6 +241,20 @@ fn ten_updates_match_pytorch() {
 }
 
 #[test]
+fn ten_updates_on_a_card_match_pytorch() {
+    if !cuda::driver_is_present() {
+        eprintln!("skipped: ten updates on CUDA (no NVIDIA driver)");
+        return;
+    }
+    for name in FILES {
+        let card = Cuda::open(0, None).unwrap_or_else(|error| panic!("{error}"));
+        let arch = card.arch().clone();
+        let gpu = Arc::new(Gpu::new(card, arch, 1 << 30));
+        check_on(gpu, name, DType::F32, 1e-4, name == "eegformer_spectral2");
+    }
+}
+
+#[test]
 fn recomputation_changes_nothing() {
     check("eegformer_spectral2", DType::F32, 1e-5, true);
     check("eegformer_cross_entropy", DType::F64, 1e-6, true);
@@ -240,7 +264,7 @@ fn recomputation_changes_nothing() {
 fn outputs_match_pytorch() {
     for name in FILES {
         let golden = Golden::open(&format!("{name}.safetensors"));
-        let step = golden.step(DType::F32, false);
+        let step = golden.step(cpu(), DType::F32, false);
         let params = step.params();
         let (shape, windows) = golden.get("input.0");
         let windows: Vec<f32> = windows.iter().map(|&x| x as f32).collect();

@@ -3,7 +3,7 @@
 // attention_backward.cu. bf16 and f16. Inputs d_out, qkv, out, lse; output d_qkv.
 //
 // Grid (1, heads, batch): a block owns a head. All queries and gradients of results lie in shared
-// memory, with their lse and delta, and dQ in f32: 136 bytes a query. A warp owns STRIPS strips of
+// memory, with their lse and delta, and dQ in f32: 140 bytes a query. A warp owns STRIPS strips of
 // 16 keys at a time, whose K, V, dK and dV stay in registers, and goes over all queries, 16 at a
 // time. Scores are transposed, [keys, queries]: packed in place, P^T and dS^T are operands A of dV
 // and dK. For dQ, dS^T is transposed in registers (movmatrix), the products of the warp's strips are
@@ -11,10 +11,11 @@
 // `turn` tiles apart, with a barrier every `turn` tiles, so no two are at one tile in the same
 // turn, and every sum has the same order every time.
 //
-// Per 16 x 16 scores and lane, with two strips: 10 mma, 8 exponentials, 24 fma, add or multiply, 8
-// packs, 4 movmatrix, 2 ldmatrix, 1 + 2 vector reads and 1 write of 16 bytes: the matrix unit, the
-// exponential unit and shared memory are each busy about 64 to 80 clocks of a quarter SM, so the
-// bound is near 470 TFLOP/s on an H200 (predicted).
+// Per 16 x 16 scores, as compiled for sm_90a: about 68 instructions, of them 10 mma, 8 exponentials,
+// 8 fma, 8 multiplications, 8 packs, 4 movmatrix, 4 additions to dQ, 2 ldmatrix, 4 vector reads and
+// writes. The matrix unit, the exponential unit, shared memory and the issue slots are each busy for
+// 64 to 80 clocks of a quarter SM, so the bound is near 470 TFLOP/s on an H200 (predicted). 126
+// registers: two blocks of 7 warps an SM for 200 queries.
 #include "attention_problem.h"
 
 namespace {
@@ -43,11 +44,12 @@ template <class T> struct Held {
   T *queries, *d_outs;
   float* statistics;  // as load_statistics
   float* dq;          // by tiles of 16 queries: sums as a warp's lanes hold them, 4 at a time
-  DEVICE Held(unsigned rows) {
+  unsigned rows;
+  DEVICE Held(unsigned rows) : rows(rows) {
     queries = reinterpret_cast<T*>(dynamic_shared());
     d_outs = queries + rows * D;
     statistics = reinterpret_cast<float*>(d_outs + rows * D);
-    dq = statistics + 2 * rows;
+    dq = statistics + 3 * rows;
   }
 };
 
@@ -73,11 +75,8 @@ template <class T> struct Keys {
   template <bool TAIL>
   DEVICE void scores(float (&s)[STRIPS][2][4], float (&ds)[STRIPS][2][4], const Held<T>& held,
                      unsigned query, float factor) const {
-    float of[2][4], minus_delta[2][4];
-    UNROLL for (int n = 0; n < 2; ++n) {
-      load_pack(of[n], held.statistics + 2 * (query + 8 * n) + 4 * (lane_of() % 4));
-      UNROLL for (int i = 0; i < 4; ++i) minus_delta[n][i] = of[n][2 + i % 2];
-    }
+    float lse[2][2], minus_delta[2][4];
+    read_statistics(lse, minus_delta, held.statistics, held.rows, query);
     unsigned b[4];
     rows_as_columns<D>(b, held.queries, query, 0);
     UNROLL for (int m = 0; m < STRIPS; ++m) mma_two<T>(s[m][0], s[m][1], k[m], b);
@@ -87,7 +86,7 @@ template <class T> struct Keys {
     UNROLL for (int m = 0; m < STRIPS; ++m)
       UNROLL for (int n = 0; n < 2; ++n)
         UNROLL for (int i = 0; i < 4; ++i) {
-          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -of[n][i % 2]));
+          s[m][n][i] = exp2_of(fma_of(s[m][n][i], factor, -lse[n][i % 2]));
           ds[m][n][i] *= s[m][n][i];
         }
     // Keys past the last are zero, but their probability may be infinite.
@@ -170,11 +169,11 @@ template <class T> DEVICE void whole(const Attention& p, const Operands& io) {
 
 }  // namespace
 
-GLOBAL void FITTING(512, 1) attention_backward_whole16_bf16(const Attention p, const Operands io) {
-  whole<bf16>(p, io);
-}
-EMULATED(attention_backward_whole16_bf16, Attention)
-GLOBAL void FITTING(512, 1) attention_backward_whole16_f16(const Attention p, const Operands io) {
-  whole<f16>(p, io);
-}
-EMULATED(attention_backward_whole16_f16, Attention)
+#define NAMED(type)                                                                                         \
+  GLOBAL void FITTING(512, 1) attention_backward_whole16_##type(const Attention p, const Operands io) {     \
+    after_previous();                                                                                     \
+    whole<type>(p, io);                                                                                     \
+  }                                                                                                         \
+  EMULATED(attention_backward_whole16_##type, Attention)
+NAMED(bf16)
+NAMED(f16)

@@ -35,8 +35,9 @@ template <class T> DEVICE float part_of_delta(const Problem<T>& of, unsigned row
   return sum;
 }
 
-// Statistics of `count` queries, for two neighbours side by side: lse log2(e) of both, -delta of
-// both. Queries past the last get an infinite lse, so that their probabilities are zero.
+// Statistics of `count` queries: lse log2(e) of each, then for two neighbours side by side -delta of
+// both, twice, as sums [keys, queries] begin with them. Queries past the last get an infinite lse, so
+// that their probabilities are zero.
 template <int D, class T>
 DEVICE void load_statistics(float* to, const Problem<T>& of, unsigned first, unsigned count) {
   constexpr unsigned LANES = D / 8;
@@ -45,10 +46,20 @@ DEVICE void load_statistics(float* to, const Problem<T>& of, unsigned first, uns
     float delta = lanes_sum<LANES>(part_of_delta(of, first + row, 8 * (i % LANES)));
     if (i % LANES == 0) {
       bool real = first + row < of.q.rows;
-      float* at = to + 4 * (row / 2) + row % 2;
-      at[0] = real ? LOG2_E * of.lse[(first + row) * of.heads] : float_of(0x7f800000u);
-      at[2] = -delta;
+      to[row] = real ? LOG2_E * of.lse[(first + row) * of.heads] : float_of(0x7f800000u);
+      float* pair = to + count + 4 * (row / 2) + row % 2;
+      pair[0] = pair[2] = -delta;
     }
+  }
+}
+
+// Statistics of the queries of a lane's sums [keys, 16 queries] from row `at` of `count`.
+DEVICE void read_statistics(float (&lse)[2][2], float (&minus_delta)[2][4], const float* from,
+                            unsigned count, unsigned at) {
+  UNROLL for (int n = 0; n < 2; ++n) {
+    unsigned query = at + 8 * n + 2 * (lane_of() % 4);
+    load_pack(lse[n], from + query);
+    load_pack(minus_delta[n], from + count + 2 * query);
   }
 }
 

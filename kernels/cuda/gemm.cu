@@ -1,4 +1,3 @@
-// archs: cuda
 // Matrix products of 16-bit types on the matrix units of sm_80 and newer, by mma.sync and cp.async.
 //
 // A block computes a tile BM x BN of C, its warps WM x WN each. Tiles of A and B, BK deep, come to shared
@@ -164,14 +163,20 @@ struct Product {
     Epilogue epilogue(p, io);
     bool packed = p.n % 8 == 0;
     unsigned top = row0 + warp_m * WM, col = col0 + warp_n * WN + lane % LANES * 8;
+    unsigned count = col >= p.n ? 0 : p.n - col < 8 ? p.n - col : 8;
+    float bias[8];
+    epilogue.template load_bias<8>(col, count, bias);
     NO_UNROLL for (unsigned line = lane / LANES; line < WM; line += ROWS) {
-      if (top + line >= p.m || col >= p.n) continue;
+      if (top + line >= p.m || count == 0) continue;
       float x[8];
       UNROLL for (int e = 0; e < 8; ++e) x[e] = stage[line * PITCH + lane % LANES * 8 + e];
-      unsigned count = p.n - col < 8 ? p.n - col : 8;
       size_t first = (size_t(batch) * p.m + top + line) * p.n + col;
-      if (!split) epilogue.template finish<T, 8>(first, col, x, count, packed);
-      else store_split(split + block_y() * cells + first, x, count, packed);
+      if (split) {
+        store_split(split + block_y() * cells + first, x, count, packed);
+        continue;
+      }
+      UNROLL for (int e = 0; e < 8; ++e) x[e] += bias[e];
+      epilogue.template finish<T, 8>(first, x, count, packed);
     }
     if (!wants_sums || lane % 4 != 0) return;
     UNROLL for (int i = 0; i < 2 * MI; ++i) {
@@ -179,17 +184,6 @@ struct Product {
       if (row >= p.m) continue;
       if (split) split[splits * cells + size_t(block_y()) * p.m + row] = sums[i / 2][i % 2 * 2];
       else Epilogue::sums(p, io).put(row, sums[i / 2][i % 2 * 2], p.flags & GEMM_SUMS_ACCUMULATE);
-    }
-  }
-
-  static DEVICE void store_split(float* to, const float (&x)[8], unsigned count, bool packed) {
-    if (packed) {
-      float low[4] = {x[0], x[1], x[2], x[3]}, high[4] = {x[4], x[5], x[6], x[7]};
-      store_pack(to, low);
-      store_pack(to + 4, high);
-    } else {
-      UNROLL for (int e = 0; e < 8; ++e)
-        if (unsigned(e) < count) to[e] = x[e];
     }
   }
 };

@@ -237,7 +237,7 @@ pub fn batchnorm(
         momentum,
         accumulate: 0,
     };
-    let stat_type = norm.gamma.dtype();
+    let stat_type = norm.gamma.dtype().statistics();
     let mean = tape.empty([channels], stat_type, "batchnorm.mean")?;
     let rstd = tape.empty([channels], stat_type, "batchnorm.rstd")?;
     let y = tape.empty(*x.shape(), x.dtype(), "batchnorm")?;

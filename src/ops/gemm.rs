@@ -116,6 +116,12 @@ impl Gemm {
         let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
         let long = self.k >= LONG_K && self.batch == 1;
         let wide = self.m > 64 && self.n > 64;
+        let hopper = arch.machine == Machine::Cuda { sm: 90 };
+        if hopper && wide && (2 * tiles(128) >= arch.units || long) {
+            let blocks = tiles(128) / self.batch;
+            let kernel = format!("{kernel}_wgmma_{dtype}");
+            return self.split(arch, &kernel, blocks, 256, dtype).with(99_328);
+        }
         let (tile, threads, shared) = match wide && (tiles(128) >= arch.units || long) {
             true => (128, 256, 73_728),
             false => (64, 128, 32_768),

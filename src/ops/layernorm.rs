@@ -233,7 +233,7 @@ pub fn layernorm(tape: &Tape<'_>, x: &Var, gamma: &Var, beta: &Var, epsilon: f32
     let count = x.tensor().numel() / cols.max(1);
     let (rows, cols) = (size(count), size(cols));
     let y = tape.empty(*x.shape(), x.dtype(), "layernorm")?;
-    let stat_type = gamma.dtype();
+    let stat_type = gamma.dtype().statistics();
     let mean = tape.empty([count], stat_type, "layernorm.mean")?;
     let rstd = tape.empty([count], stat_type, "layernorm.rstd")?;
     let op = LayerNorm { rows, cols, epsilon };

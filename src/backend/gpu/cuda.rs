@@ -125,6 +125,8 @@ pub struct Cuda {
     arch: Arch,
     name: String,
     driver_version: c_int,
+    /// Kernels may start while their predecessor runs: from sm_90 on.
+    starts_early: bool,
     modules: Vec<Module>,
     blas: Option<Blas>,
     resources: Arc<Mutex<Resources>>,
@@ -221,6 +223,7 @@ let (mut arch, own) = arch_of(device, sm)?;
         Ok(Self {
             name: result::device::get_name(device).map_err(card)?,
             driver_version: driver_version()?,
+            starts_early: matches!(own, Machine::Cuda { sm } if sm >= 90),
             inner,
             arch,
             modules,
@@ -496,22 +499,38 @@ impl Driver for Cuda {
             launch.params.as_ptr().cast_mut().cast(),
             std::ptr::from_ref(&launch.operands).cast_mut().cast(),
         ];
-        let [x, y, z] = stage.grid;
         if stage.shared > DEFAULT_SHARED {
             allow_shared(launch.function.0, stage.shared, &stage.kernel)?;
         }
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let [x, y, z] = stage.grid;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: stage.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: stage.shared,
+            hStream: self.inner.stream,
+            attrs: &mut early,
+            numAttrs: u32::from(self.starts_early),
+        };
         // SAFETY: the function takes these two structs by value (kernels/portable.h); its operands
-        // are live memory of this card, by the arena.
+        // are live memory of this card, by the arena. It waits for its predecessor before it reads.
         unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &config,
                 launch.function.0,
-                (x, y, z),
-                (stage.block, 1, 1),
-                stage.shared,
-                self.inner.stream,
-                &mut arguments,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         }
+        .result()
         .map_err(|e| failed(&format!("kernel {}", stage.kernel), e))
     }
 
