@@ -53,7 +53,8 @@ pub struct Proof {
 
 /// Splits into shares of `fractions` (training, validation, test; they need not sum to 1). `subjects`
 /// and the strata run side by side and may name a subject more than once. The result depends on the
-/// set of subjects and the seed, not on their order.
+/// set of subjects and the seed, not on their order. Of classes, the test part has two subjects each
+/// where it has the places and training the subjects: of one, no interval could be given.
 ///
 /// # Errors
 /// One subject only, fractions that make no sense, too few subjects to give every part with a
@@ -74,7 +75,10 @@ pub fn by_fractions(
     }
     let people = people(subjects, strata)?;
     let order = shuffled_by_stratum(&people, seed, 0);
-    let parts = deal(&order, fractions.map(|f| f / sum));
+    let mut parts = deal(&order, fractions.map(|f| f / sum));
+    if matches!(strata, Strata::Classes(_)) {
+        two_of_each_class(&people, &mut parts);
+    }
     let [train, validation, test] = parts;
     let split = Split::new(&people, train, validation, test);
     for (part, fraction, list) in [
@@ -234,6 +238,26 @@ fn deal(order: &[usize], shares: [f64; 3]) -> [Vec<usize>; 3] {
     parts
 }
 
+/// Exchanges subjects of training and test until the test part has two of each class, or nobody to
+/// exchange: classes that have more than two there give, and training keeps two.
+fn two_of_each_class(people: &People, parts: &mut [Vec<usize>; 3]) {
+    let [train, _, test] = parts;
+    let of = |part: &[usize], class: u32| part.iter().filter(|&&i| people[i].1 == class).count();
+    let classes: BTreeSet<u32> = people.iter().map(|(_, class)| *class).collect();
+    for &class in &classes {
+        while of(test, class) < 2 && of(train, class) > 2 {
+            let Some(most) = classes.iter().copied().max_by_key(|&c| of(test, c)) else { return };
+            if of(test, most) <= 2 {
+                break;
+            }
+            let giver = test.iter_mut().rev().find(|i| people[**i].1 == most);
+            let taker = train.iter_mut().rev().find(|i| people[**i].1 == class);
+            let (Some(giver), Some(taker)) = (giver, taker) else { break };
+            std::mem::swap(giver, taker);
+        }
+    }
+}
+
 fn check_classes(people: &People, split: &Split, strata: Strata<'_>) -> Result<()> {
     if !matches!(strata, Strata::Classes(_)) {
         return Ok(());
@@ -350,6 +374,27 @@ mod tests {
         assert!(format!("{proof:#}").contains(&split.test[0]));
         assert_eq!(split.part_of(&split.test[0]), Some(Part::Test));
         assert_eq!(split.part_of("nobody"), None);
+    }
+
+    /// Six to test, of which one or two would be of the smaller class by its share.
+    #[test]
+    fn the_test_part_has_two_of_each_class() {
+        let subjects = names(36);
+        let classes: Vec<u32> = (0..36).map(|i| u32::from(i % 4 == 0)).collect();
+        let of = |list: &[String], class: u32| {
+            let class_of = |s: &String| classes[subjects.iter().position(|x| x == s).unwrap()];
+            list.iter().filter(|s| class_of(s) == class).count()
+        };
+        for seed in 0..60 {
+            let shares = [0.7, 0.15, 0.15];
+            let split = by_fractions(&subjects, Strata::Classes(&classes), shares, seed).unwrap();
+            split.assert_disjoint().unwrap();
+            let [train, validation, test] = sizes(&split);
+            assert_eq!(train + validation + test, 36);
+            assert!(test.abs_diff(5) <= 1 && validation.abs_diff(5) <= 1, "seed {seed}");
+            assert!(of(&split.test, 0) >= 2 && of(&split.test, 1) >= 2, "seed {seed}: {split:?}");
+            assert!(of(&split.train, 1) >= 4, "seed {seed}");
+        }
     }
 
     #[test]

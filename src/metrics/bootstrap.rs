@@ -4,7 +4,9 @@
 //! with all of its samples: a cluster bootstrap where there are many samples to a subject, the
 //! ordinary one where there is one.
 
-use super::Predictions;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Outputs, Predictions};
 use crate::data::rng::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -42,24 +44,24 @@ const DEFINED_SHARE: f64 = 0.9;
 impl Bootstrap {
     /// Calls `statistic` with the samples' weights of every resample: how often each sample's
     /// subject was drawn. Results are in the order of the resamples; there are none where there
-    /// are fewer than two subjects, whose spread nothing tells.
+    /// are fewer than two subjects, or fewer than two of a class: nothing tells their spread.
     pub(super) fn map<T: Send>(
         &self,
         predictions: &Predictions,
         statistic: impl Fn(&[f64]) -> T + Sync,
     ) -> Vec<T> {
         let (subject, subjects) = predictions.compact_subjects();
-        if subjects < 2 {
-            return Vec::new();
-        }
+        let Some(strata) = strata(predictions, &subject, subjects) else { return Vec::new() };
         let buffers = || (vec![0u32; subjects], vec![0.0; subject.len()]);
         (0..self.resamples as u64)
             .into_par_iter()
             .map_init(buffers, |(drawn, weights), resample| {
                 let mut rng = Rng::new(self.seed, resample);
                 drawn.fill(0);
-                for _ in 0..subjects {
-                    drawn[rng.below(subjects)] += 1;
+                for stratum in &strata {
+                    for _ in stratum {
+                        drawn[stratum[rng.below(stratum.len())]] += 1;
+                    }
                 }
                 for (weight, &s) in weights.iter_mut().zip(&subject) {
                     *weight = f64::from(drawn[s]);
@@ -80,6 +82,30 @@ impl Bootstrap {
         let tail = (1.0 - self.confidence) / 2.0;
         Some(Interval { low: quantile(&values, tail)?, high: quantile(&values, 1.0 - tail)? })
     }
+}
+
+/// Groups of subjects that are drawn apart: by the classes that they have samples of; one group for
+/// a regression. `None` with fewer than two subjects, or fewer than two with samples of a class.
+fn strata(
+    predictions: &Predictions,
+    subject: &[usize],
+    subjects: usize,
+) -> Option<Vec<Vec<usize>>> {
+    let mut classes = vec![BTreeSet::new(); subjects];
+    if let Outputs::Classification { truth, .. } = predictions.outputs() {
+        for (&s, &class) in subject.iter().zip(truth) {
+            classes[s].insert(class);
+        }
+    }
+    let mut of_class: BTreeMap<usize, usize> = BTreeMap::new();
+    for &class in classes.iter().flatten() {
+        *of_class.entry(class).or_default() += 1;
+    }
+    let mut strata: BTreeMap<&BTreeSet<usize>, Vec<usize>> = BTreeMap::new();
+    for (s, classes) in classes.iter().enumerate() {
+        strata.entry(classes).or_default().push(s);
+    }
+    (subjects >= 2 && of_class.values().all(|&n| n >= 2)).then(|| strata.into_values().collect())
 }
 
 /// Quantile `q` in [0, 1] of ascending `sorted`, interpolated linearly (type 7 of Hyndman and Fan

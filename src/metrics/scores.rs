@@ -114,8 +114,8 @@ pub struct Score {
     pub metric: Metric,
     /// The model's; `None` where the data does not define it (see [`Metric::needs`]).
     pub value: Option<f64>,
-    /// Its bootstrap interval; `None` with fewer than two subjects, or where more than one in ten
-    /// resamples leave the score undefined.
+    /// Its bootstrap interval; `None` with fewer than two subjects (of a class), or where more than
+    /// one in ten resamples leave the score undefined.
     pub interval: Option<Interval>,
     /// The baseline's; `None` for correlations, which a constant has not.
     pub baseline: Option<f64>,
@@ -344,9 +344,13 @@ impl Scores {
             Level::Window => format!("{} windows of {} subjects", self.samples, self.subjects),
         };
         let Bootstrap { resamples, seed, confidence } = self.bootstrap;
+        let drawn = match self.task {
+            Task::Regression { .. } => "",
+            Task::Classification { .. } => " class by class",
+        };
         format!(
-            "{what}; {} % intervals from {resamples} resamples of subjects (percentile bootstrap, \
-             seed {seed})",
+            "{what}; {} % intervals from {resamples} resamples of subjects{drawn} (percentile \
+             bootstrap, seed {seed})",
             (confidence * 1000.0).round() / 10.0
         )
     }

@@ -299,6 +299,39 @@ fn degenerate_input_has_no_score_and_prints_no_nan() {
     assert_eq!(scores.primary().unwrap().verdict(), Verdict::Unknown);
 }
 
+/// Six subjects, as a tenth or so of a small study leaves for the test: a third of the plain
+/// resamples of two women and four men would have no woman.
+#[test]
+fn a_handful_of_subjects_of_two_classes_has_intervals() {
+    let truth = vec![0, 1, 0, 0, 1, 0];
+    let score_of = |truth: &[usize], positive: &[f64]| {
+        let rows = positive.iter().flat_map(|p| [1.0 - p, *p]).collect();
+        let subject = (0..truth.len()).collect();
+        let p = Predictions::classification(subject, truth.to_vec(), rows, 2).unwrap();
+        let baseline = Baseline::majority(&[0, 0, 1], 2).unwrap();
+        score(&task_of(&p), Level::Subject, &p, &baseline, &Bootstrap::default()).unwrap()
+    };
+    let right = score_of(&truth, &[0.1, 0.9, 0.3, 0.2, 0.7, 0.4]);
+    let mixed = score_of(&truth, &[0.6, 0.9, 0.3, 0.8, 0.2, 0.4]);
+    for (scores, verdict) in [(&right, Verdict::Beats), (&mixed, Verdict::DoesNotBeat)] {
+        for metric in [Metric::BalancedAccuracy, Metric::Auroc] {
+            let score = scores.get(metric).unwrap();
+            assert_eq!(score.verdict(), verdict, "{metric:?}");
+            let interval = score.interval.unwrap();
+            assert!(interval.low <= score.value.unwrap() && score.value.unwrap() <= interval.high);
+        }
+        assert!(scores.caution().is_some() && scores.method().contains("class by class"));
+    }
+    // Every resample holds two of the one and four of the other class, so that no share of right
+    // answers but those of halves and quarters can occur.
+    let interval = mixed.get(Metric::BalancedAccuracy).unwrap().interval.unwrap();
+    assert_eq!((interval.low * 8.0).fract(), 0.0, "{interval:?}");
+    // One subject of a class tells nothing about the spread of that class.
+    let lonely = score_of(&[0, 1, 0, 0], &[0.1, 0.9, 0.3, 0.2]);
+    assert_eq!(lonely.primary().unwrap().verdict(), Verdict::Unknown);
+    assert!(lonely.table().contains("too few of a class"), "{}", lonely.table());
+}
+
 #[test]
 fn bad_input_is_refused_with_its_place() {
     let nan = Predictions::regression(vec![8, 9], vec![1.0, 2.0], vec![1.0, f64::NAN]);

@@ -154,6 +154,16 @@ impl Builder {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn build(self, backend: Arc<dyn Backend>, dtype: DType, seed: u64) -> Result<Params> {
+        let params = self.place(backend, dtype)?;
+        params.initialise(seed)?;
+        Ok(params)
+    }
+
+    /// Allocates only: what the parameters hold is unspecified.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn place(self, backend: Arc<dyn Backend>, dtype: DType) -> Result<Params> {
         let mut offsets = vec![0; self.specs.len()];
         let mut end = 0;
         let mut place = |buffers: bool| {
@@ -170,7 +180,7 @@ impl Builder {
         let values = backend.empty([total], dtype, "parameters")?;
         let grads = backend.empty([trained], dtype, "gradients")?;
         let index = self.specs.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
-        let params = Params {
+        Ok(Params {
             backend,
             frozen: vec![false; self.specs.len()],
             specs: self.specs,
@@ -179,9 +189,7 @@ impl Builder {
             values,
             grads,
             copy: None,
-        };
-        params.initialise(seed)?;
-        Ok(params)
+        })
     }
 }
 

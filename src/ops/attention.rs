@@ -1,6 +1,8 @@
 //! Multi-head scaled dot-product attention (Vaswani et al. 2017), with the softmax never stored:
 //! the backward pass computes it again from the row's log-sum-exp (Dao et al. 2022).
 
+use std::f64::consts::{LN_2, LOG2_E};
+
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
@@ -9,7 +11,7 @@ use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 use crate::backend::cpu::simd::columns::{Columns, for_columns};
-use crate::backend::cpu::simd::gemm::{Mat, gemm};
+use crate::backend::cpu::simd::gemm::{Mat, copy_row, gemm};
 use crate::backend::{Arch, Machine, Plan};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
@@ -156,6 +158,8 @@ impl Extents {
     }
 }
 
+// Scores are kept in units of ln 2, so that an exponential is a power of 2.
+
 /// Queries of one piece of work, whole blocks.
 const QUERIES: usize = 4 * BLOCK;
 
@@ -168,7 +172,7 @@ const BLOCK: usize = 32;
 #[inline(always)]
 fn gather<T: Real>(to: &mut [T], from: &[T], step: usize, d: usize) {
     for (to, from) in to.chunks_exact_mut(d).zip(from.chunks(step)) {
-        to.copy_from_slice(&from[..d]);
+        copy_row(to, &from[..d]);
     }
 }
 
@@ -258,7 +262,7 @@ impl<T: Real> Item<'_, T> {
                 self.part(0, h, first + i * BLOCK),
                 step,
                 rows,
-                self.scale
+                self.scale * T::of(LOG2_E)
             ));
             gemm((time, columns, d), T::ONE, keys, Mat::new(q, BLOCK, 1), T::ZERO, p, BLOCK);
             let (mut sums, mut lses) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
@@ -277,8 +281,8 @@ fn columns(rows: usize) -> usize {
     rows.next_multiple_of(16).min(BLOCK)
 }
 
-/// Replaces each column of `p` `[time, BLOCK]` by its exponentials relative to its largest; gives
-/// the inverses of their sums, and the log-sum-exp.
+/// Replaces each column of `p` `[time, BLOCK]` by its powers of 2 relative to its largest; gives
+/// the inverses of their sums, and the natural logarithm of the sum of powers.
 #[inline(always)]
 fn softmax_columns<T: Real>(p: &mut [T], inverses: &mut [T; BLOCK], lse: &mut [T; BLOCK]) {
     let mut tops = [T::of(f64::NEG_INFINITY); BLOCK];
@@ -290,13 +294,13 @@ fn softmax_columns<T: Real>(p: &mut [T], inverses: &mut [T; BLOCK], lse: &mut [T
     let mut sums = [T::ZERO; BLOCK];
     for row in p.chunks_exact_mut(BLOCK) {
         for j in 0..BLOCK {
-            row[j] = (row[j] - tops[j]).exp();
+            row[j] = (row[j] - tops[j]).exp2();
             sums[j] += row[j];
         }
     }
     for j in 0..BLOCK {
         inverses[j] = T::ONE / sums[j];
-        lse[j] = tops[j] + sums[j].ln();
+        lse[j] = tops[j] * T::of(LN_2) + sums[j].ln();
     }
 }
 
@@ -372,10 +376,10 @@ impl<T: Real> Item<'_, T> {
                 let (p, ds) = (Mat::new(block.p, BLOCK, 1), Mat::new(block.ds, BLOCK, 1));
                 let q = Mat::new(self.part(0, h, first), step, 1);
                 let g = Mat::new(&after.d_out[first * width + h * d..], width, 1);
-                gemm((time, d, rows), T::ONE, ds, q, beta, d_keys, d);
+                gemm((time, d, rows), self.scale, ds, q, beta, d_keys, d);
                 gemm((time, d, rows), T::ONE, p, g, beta, d_values, d);
                 let columns = columns(rows);
-                gemm((d, columns, time), T::ONE, keys.t(), ds, T::ZERO, block.q_t, BLOCK);
+                gemm((d, columns, time), self.scale, keys.t(), ds, T::ZERO, block.q_t, BLOCK);
                 for i in 0..rows {
                     let from = block.q_t[i..].iter().step_by(BLOCK);
                     let row = d_head.row((first + i) * 3);
@@ -384,13 +388,13 @@ impl<T: Real> Item<'_, T> {
             }
             let pairs = d_keys.chunks_exact(d).zip(d_values.chunks_exact(d));
             for (i, (d_key, d_value)) in pairs.enumerate() {
-                d_head.row(3 * i + 1).copy_from_slice(d_key);
-                d_head.row(3 * i + 2).copy_from_slice(d_value);
+                copy_row(d_head.row(3 * i + 1), d_key);
+                copy_row(d_head.row(3 * i + 2), d_value);
             }
         });
     }
 
-    /// Probabilities and gradients of the scores of one block of queries.
+    /// Probabilities of one block of queries, and gradients of the scores before `scale`.
     fn scores_backward(
         &self,
         h: usize,
@@ -405,14 +409,14 @@ impl<T: Real> Item<'_, T> {
         let (q, g, o) = (self.part(0, h, first), &after.d_out[at..], after.out[at..].chunks(width));
         let (mut lse, mut delta) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
         vectorised!({
-            gather_transposed(block.q_t, q, 3 * width, rows, scale);
+            gather_transposed(block.q_t, q, 3 * width, rows, scale * T::of(LOG2_E));
             gather_transposed(block.g_t, g, width, rows, T::ONE);
             for ((delta, o), g) in delta.iter_mut().zip(o).zip(g.chunks(width)).take(rows) {
                 *delta = o[..d].iter().zip(&g[..d]).map(|(&o, &g)| o * g).sum();
             }
         });
         let from = after.lse[first * heads + h..].iter().step_by(heads);
-        lse.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        lse.iter_mut().zip(from).for_each(|(to, from)| *to = *from * T::of(LOG2_E));
         let (q_t, g_t) = (Mat::new(block.q_t, BLOCK, 1), Mat::new(block.g_t, BLOCK, 1));
         gemm((time, columns, d), T::ONE, keys, q_t, T::ZERO, block.p, BLOCK);
         gemm((time, columns, d), T::ONE, values, g_t, T::ZERO, block.ds, BLOCK);
@@ -420,8 +424,8 @@ impl<T: Real> Item<'_, T> {
             let pairs = block.p.chunks_exact_mut(BLOCK).zip(block.ds.chunks_exact_mut(BLOCK));
             for (p, ds) in pairs {
                 for j in 0..BLOCK {
-                    p[j] = (p[j] - lse[j]).exp();
-                    ds[j] = p[j] * (ds[j] - delta[j]) * scale;
+                    p[j] = (p[j] - lse[j]).exp2();
+                    ds[j] = p[j] * (ds[j] - delta[j]);
                 }
             }
         });

@@ -228,24 +228,31 @@ impl<'a, T: Real> Epilogue<'a, T> {
 
     /// Finishes `c`, whole rows of `n` that begin at element `first` of the output.
     fn finish(&self, n: usize, first: usize, c: &mut [T], before_gelu: Option<&mut [T]>) {
-        if let Some(bias) = self.bias {
-            vectorised!({
+        match (self.bias, before_gelu) {
+            (Some(bias), Some(before)) => vectorised!({
+                for (c, before) in c.chunks_exact_mut(n).zip(before.chunks_exact_mut(n)) {
+                    for ((c, before), &b) in c.iter_mut().zip(before).zip(bias) {
+                        *before = *c + b;
+                        *c = *before * normal_cdf(*before);
+                    }
+                }
+            }),
+            (Some(bias), None) => vectorised!({
                 for row in c.chunks_exact_mut(n) {
                     row.iter_mut().zip(bias).for_each(|(c, &b)| *c += b);
                 }
-            });
-        }
-        if let Some(at) = self.slope_at {
-            let at = &at[first..first + c.len()];
-            vectorised!(c.iter_mut().zip(at).for_each(|(c, &x)| *c *= gelu_slope(x)));
-        }
-        if let Some(before) = before_gelu {
-            vectorised!({
+            }),
+            (None, Some(before)) => vectorised!({
                 for (c, before) in c.iter_mut().zip(before) {
                     *before = *c;
                     *c = *c * normal_cdf(*c);
                 }
-            });
+            }),
+            (None, None) => {}
+        }
+        if let Some(at) = self.slope_at {
+            let at = &at[first..first + c.len()];
+            vectorised!(c.iter_mut().zip(at).for_each(|(c, &x)| *c *= gelu_slope(x)));
         }
         if let Some(mask) = &self.mask {
             mask.apply(first, c, |_, c, factors| {

@@ -109,7 +109,11 @@ impl Step {
     pub fn new(backend: Arc<dyn Backend>, spec: StepSpec) -> Result<Self> {
         let mut builder = Builder::default();
         let model = spec.model.build(&mut builder)?;
-        let mut params = builder.build(backend, spec.dtype, spec.seed)?;
+        let params = builder.build(backend, spec.dtype, spec.seed)?;
+        Self::with(model, params, spec)
+    }
+
+    fn with(model: Box<dyn Model>, mut params: Params, spec: StepSpec) -> Result<Self> {
         if let Some(compute) = spec.compute.filter(|_| spec.model.has_mixed_precision()) {
             params.keep_copy(compute)?;
         }
@@ -167,8 +171,11 @@ impl Step {
     /// As [`Step::new`].
     pub fn plan(arch: &crate::backend::Arch, limit: u64, spec: &StepSpec) -> Result<MemoryUse> {
         let null = Arc::new(crate::backend::null::Null::new(arch.clone(), limit));
-        let step = Self::new(Arc::clone(&null) as Arc<dyn Backend>, spec.clone())?;
-        drop(step);
+        let mut builder = Builder::default();
+        let model = spec.model.build(&mut builder)?;
+        // First values take longer to draw than all the rest takes to plan.
+        let params = builder.place(Arc::clone(&null) as Arc<dyn Backend>, spec.dtype)?;
+        Self::with(model, params, spec.clone())?;
         Ok(null.memory())
     }
 

@@ -54,7 +54,8 @@ pub enum Right<'a, T> {
     Packed(&'a [T]),
 }
 
-/// Calls `f` with `b`, `[k, n]`, packed on all threads where the kernels here want it packed.
+/// Calls `f` with `b`, `[k, n]`, packed on all threads where the kernels here want it packed: where
+/// its rows are not contiguous.
 ///
 /// # Panics
 /// When `b` is too short: a bug of the caller.
@@ -63,7 +64,7 @@ pub fn with_packed<T: Real, R>(
     b: Mat<'_, T>,
     f: impl FnOnce(Right<'_, T>) -> R,
 ) -> R {
-    if !has_own_kernels::<T>() || k * n == 0 {
+    if !has_own_kernels::<T>() || k * n == 0 || b.cs == 1 {
         return f(Right::Plain(b));
     }
     assert!(b.holds(k, n), "b is too short");
@@ -83,7 +84,7 @@ fn pack_panel<T: Real>(panel: &mut [T], n: usize, b: &[T], rs: usize, cs: usize)
     }
     if cs == 1 {
         for (row, b) in panel.chunks_exact_mut(PANEL).zip(b.chunks(rs)) {
-            row[..n].copy_from_slice(&b[..n]);
+            copy_row(row, &b[..n]);
         }
         return;
     }
@@ -98,6 +99,21 @@ fn pack_panel<T: Real>(panel: &mut [T], n: usize, b: &[T], rs: usize, cs: usize)
     }
 }
 
+/// Copies to the first elements of `to`, whole panels' rows without a call.
+#[inline(always)]
+pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
+    fn copy<T: Copy, const N: usize>(to: &mut [T], from: &[T]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        16 => copy::<T, 16>(to, from),
+        32 => copy::<T, 32>(to, from),
+        n => to[..n].copy_from_slice(from),
+    }
+}
+
 /// Whether products of `T` run on the kernels of this module.
 fn has_own_kernels<T: Real>() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -109,9 +125,11 @@ fn has_own_kernels<T: Real>() -> bool {
 /// Rows into which to cut C of `m` rows and `work` multiplications, to share it among threads.
 pub fn rows_per_piece(m: usize, work: usize) -> usize {
     let tiles = m.div_ceil(14).max(1);
-    // Some ten microseconds at least, and no more pieces than any desktop can use.
-    let pieces = (work >> 20).clamp(1, 64);
-    if pieces < tiles { tiles.div_ceil(pieces) * 14 } else { m.div_ceil(tiles) }
+    // Some five microseconds at least, and no more pieces than any desktop can use.
+    let pieces = (work >> 19).clamp(1, 128);
+    let count = tiles.div_ceil(tiles.div_ceil(pieces));
+    // An even number of nearly equal pieces: of seven, two threads would do four and three.
+    m.div_ceil(if count > 1 { count.next_multiple_of(2) } else { 1 }).max(1)
 }
 
 /// `c = alpha * a * b + beta * c` on one thread; `c` is `[m, n]` with row step `c_rs` and column

@@ -4,11 +4,11 @@
 //! falls into, so that results do not depend on how C is cut.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __mmask16, _mm256_cmpgt_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setr_epi32, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    __m256, __m256i, __m512, __mmask16, _MM_HINT_ET0, _mm_prefetch, _mm256_cmpgt_epi32,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_mul_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_ps, _mm256_storeu_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 /// One product C = alpha A B + beta C with B's rows contiguous, as pointers: element (i, p) of A
@@ -36,6 +36,8 @@ trait Vectors {
     type Mask: Copy;
     const LANES: usize;
     unsafe fn zero() -> Self::V;
+    /// Fetches the line that will be written.
+    unsafe fn expect(to: *const f32);
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
@@ -55,6 +57,11 @@ impl Vectors for Avx512 {
     type V = __m512;
     type Mask = __mmask16;
     const LANES: usize = 16;
+    #[inline(always)]
+    unsafe fn expect(to: *const f32) {
+        // SAFETY: a hint, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
+    }
     #[inline(always)]
     unsafe fn zero() -> __m512 {
         // SAFETY: as above.
@@ -109,6 +116,11 @@ impl Vectors for Avx2 {
     type V = __m256;
     type Mask = __m256i;
     const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn expect(to: *const f32) {
+        // SAFETY: a hint, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
+    }
     #[inline(always)]
     unsafe fn zero() -> __m256 {
         // SAFETY: as above.
@@ -169,6 +181,11 @@ unsafe fn tile<S: Vectors, const MR: usize, const NV: usize>(p: &Product) {
         let last = p.n - (NV - 1) * S::LANES;
         let (whole, mask) = (last == S::LANES, S::first(last));
         let tail = (NV - 1) * S::LANES;
+        // C is read or written only after the whole sum; by then it has come.
+        for i in 0..MR {
+            let row = p.c.add(i * p.c_rs);
+            (0..NV).step_by(16 / S::LANES).for_each(|v| S::expect(row.add(v * S::LANES)));
+        }
         let mut sums = [[S::zero(); NV]; MR];
         let (mut a, mut b) = (p.a, p.b);
         macro_rules! steps {
