@@ -72,7 +72,8 @@ type Backward<'s> = Box<dyn FnOnce(&mut Grads<'_, 's>, Tensor) -> Result<()> + '
 /// A record of what was computed, for one forward and one backward pass.
 pub struct Tape<'s> {
     params: &'s Params,
-    nodes: RefCell<Vec<Option<Backward<'s>>>>,
+    /// What to do on the way back, and the scope it was pushed in.
+    nodes: RefCell<Vec<Option<(Backward<'s>, String)>>>,
     recording: Cell<bool>,
     training: bool,
     rng: Option<Tensor>,
@@ -145,8 +146,10 @@ impl<'s> Tape<'s> {
             }
             scope.push_str(name);
         }
+        self.backend().enter(&self.scope.borrow());
         let result = f();
         self.scope.borrow_mut().truncate(length);
+        self.backend().enter(&self.scope.borrow());
         result
     }
 
@@ -198,7 +201,7 @@ impl<'s> Tape<'s> {
             return Var::constant(tensor);
         }
         let mut nodes = self.nodes.borrow_mut();
-        nodes.push(Some(Box::new(backward)));
+        nodes.push(Some((Box::new(backward), self.scope.borrow().clone())));
         Var { tensor, source: Source::Node(nodes.len() - 1) }
     }
 
@@ -226,10 +229,14 @@ impl<'s> Tape<'s> {
         let mut grads = Grads { tape: self, slots };
         for i in (0..=last).rev() {
             let closure = self.nodes.borrow_mut()[i].take();
-            if let (Some(grad), Some(closure)) = (grads.slots[i].take(), closure) {
+            if let (Some(grad), Some((closure, scope))) = (grads.slots[i].take(), closure) {
+                self.backend().enter(&scope);
+                self.scope.replace(scope);
                 closure(&mut grads, grad)?;
             }
         }
+        self.scope.borrow_mut().clear();
+        self.backend().enter("");
         Ok(())
     }
 
@@ -275,7 +282,7 @@ impl<'s> Tape<'s> {
             Ok(())
         };
         let mut nodes = self.nodes.borrow_mut();
-        nodes.push(Some(Box::new(backward)));
+        nodes.push(Some((Box::new(backward), self.scope.borrow().clone())));
         Ok(Var { tensor, source: Source::Node(nodes.len() - 1) })
     }
 }

@@ -1,5 +1,7 @@
 //! Facts about machines, and how an op runs on one.
 
+use super::route::Wishes;
+
 /// The family of a machine, with what tells its members apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine {
@@ -36,6 +38,10 @@ pub struct Arch {
     pub matrix_cores: bool,
     /// bfloat16 conversion in hardware.
     pub bf16: bool,
+    /// The vendor's matrix product is at hand.
+    pub blas: bool,
+    /// What the user asked for, over the routing table.
+    pub wishes: Wishes,
 }
 
 /// Name, machine, wave, units, GiB, shared KiB, matrix cores, bf16.
@@ -70,6 +76,8 @@ impl Arch {
             shared: shared_kib << 10,
             matrix_cores,
             bf16,
+            blas: true,
+            wishes: Wishes::default(),
         })
     }
 
@@ -95,9 +103,18 @@ pub enum Route {
     Host,
 }
 
-/// A launch: which kernel, how many blocks of how many threads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How an op's kernels are launched: one or several stages in order, and bytes they share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// Launches, in order. All get the op's parameters and operands.
+    pub stages: Vec<Stage>,
+    /// Bytes of device memory that live from the first stage to the last, uninitialised.
+    pub workspace: usize,
+}
+
+/// One launch: which kernel, how many blocks of how many threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
     /// Name of the entry point.
     pub kernel: String,
     /// Blocks along x, y, z.
@@ -108,28 +125,49 @@ pub struct Plan {
     pub shared: u32,
 }
 
-impl Route {
-    /// For ops whose threads each take some of `n` independent elements, 4 at a time.
-    pub fn elements(arch: &Arch, kernel: &str, n: usize) -> Self {
-        let block = 256;
-        Self::one_axis(arch, kernel, n.div_ceil(4 * block as usize), block)
+impl Plan {
+    /// One launch.
+    pub fn new(kernel: impl Into<String>, grid: [u32; 3], block: u32) -> Self {
+        Self::default().then(kernel, grid, block)
     }
 
-    /// For ops that reduce within each of `rows` rows of `cols`: a wave for a short row, a block
-    /// for a long one.
-    pub fn rows(arch: &Arch, kernel: &str, rows: usize, cols: usize) -> Self {
-        let block = 256u32;
-        let per_block = if cols <= 1024 { (block / arch.wave.max(1)) as usize } else { 1 };
-        Self::one_axis(arch, kernel, rows.div_ceil(per_block), block)
+    /// One launch of `blocks` blocks along x, at least one.
+    pub fn blocks(kernel: impl Into<String>, blocks: usize, block: u32) -> Self {
+        Self::new(kernel, [u32::try_from(blocks.max(1)).unwrap_or(u32::MAX), 1, 1], block)
     }
 
-    /// `blocks` blocks along x.
-    pub fn one_axis(arch: &Arch, kernel: &str, blocks: usize, block: u32) -> Self {
-        if arch.machine == Machine::Cpu {
-            return Self::Host;
+    /// For `n` independent elements: blocks of 256 threads that take 4 elements each.
+    pub fn elements(kernel: impl Into<String>, n: usize) -> Self {
+        Self::blocks(kernel, n.div_ceil(1024), 256)
+    }
+
+    /// For `rows` rows of `cols`: a wave for a short row, a block of 256 for a long one.
+    pub fn rows(kernel: impl Into<String>, arch: &Arch, rows: usize, cols: usize) -> Self {
+        let per_block = if cols <= 1024 { (256 / arch.wave.max(1)) as usize } else { 1 };
+        Self::blocks(kernel, rows.div_ceil(per_block), 256)
+    }
+
+    /// One more launch after those there are.
+    #[must_use]
+    pub fn then(mut self, kernel: impl Into<String>, grid: [u32; 3], block: u32) -> Self {
+        self.stages.push(Stage { kernel: kernel.into(), grid, block, shared: 0 });
+        self
+    }
+
+    /// Gives the last stage so many bytes of dynamic shared memory.
+    #[must_use]
+    pub fn shared(mut self, bytes: usize) -> Self {
+        if let Some(stage) = self.stages.last_mut() {
+            stage.shared = u32::try_from(bytes).unwrap_or(u32::MAX);
         }
-        let grid = [u32::try_from(blocks.max(1)).unwrap_or(u32::MAX), 1, 1];
-        Self::Kernel(Plan { kernel: kernel.into(), grid, block, shared: 0 })
+        self
+    }
+
+    /// Asks for so many bytes of workspace.
+    #[must_use]
+    pub fn workspace(mut self, bytes: usize) -> Self {
+        self.workspace = bytes;
+        self
     }
 }
 

@@ -4,11 +4,12 @@
 //! # Layout
 //! [`Backend`] and [`Op`], the traits; [`arch`], facts about machines; [`route`], what is preferred
 //! on which and why; [`arena`], the books of memory; [`null`], launches nothing and counts
-//! everything; [`cpu`], the reference.
+//! everything; [`cpu`], the reference; [`gpu`], cards.
 
 pub mod arch;
 pub mod arena;
 pub mod cpu;
+pub mod gpu;
 pub mod null;
 pub mod route;
 
@@ -16,7 +17,7 @@ use std::any::Any;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
-pub use arch::{Arch, Machine, Plan, Route};
+pub use arch::{Arch, Machine, Plan, Route, Stage};
 pub use arena::{Arena, MemoryUse};
 pub use cpu::host::HostIo;
 
@@ -103,6 +104,41 @@ impl Debug for Replay {
     }
 }
 
+/// Time of one op on the device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timed {
+    /// Name of the op.
+    pub op: &'static str,
+    /// Layer that enqueued it: "layers.3.mlp".
+    pub scope: String,
+    /// Milliseconds.
+    pub ms: f64,
+}
+
+/// Bytes that are on their way to the host.
+pub struct Later(Box<dyn FnOnce() -> Result<Vec<u8>> + Send>);
+
+impl Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later")
+    }
+}
+
+impl Later {
+    /// Bytes that `wait` gives.
+    pub fn new(wait: impl FnOnce() -> Result<Vec<u8>> + Send + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// Waits for the bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn wait(self) -> Result<Vec<u8>> {
+        self.0()
+    }
+}
+
 /// An ordered queue and the memory it touches.
 pub trait Backend: Debug + Send + Sync {
     /// Facts about the machine.
@@ -125,6 +161,16 @@ pub trait Backend: Debug + Send + Sync {
     /// # Errors
     /// As [`Backend::upload`].
     fn download(&self, from: &View, to: &mut [u8]) -> Result<()>;
+
+    /// Enqueues a copy of the contiguous view `from`; wait on what it returns.
+    ///
+    /// # Errors
+    /// As [`Backend::upload`].
+    fn download_later(self: Arc<Self>, from: &View) -> Result<Later> {
+        let mut bytes = vec![0; from.span_bytes()];
+        self.download(from, &mut bytes)?;
+        Ok(Later::new(move || Ok(bytes)))
+    }
 
     /// Enqueues one op; while a step is recorded, notes it instead.
     ///
@@ -159,6 +205,15 @@ pub trait Backend: Debug + Send + Sync {
 
     /// Memory in use and its peaks.
     fn memory(&self) -> MemoryUse;
+
+    /// What is enqueued from here on belongs to this layer, as profiles name it.
+    fn enter(&self, _scope: &str) {}
+
+    /// Starts timing every op (replays then run op by op), or stops and gives what was timed since;
+    /// None where nothing was.
+    fn timings(&self, _on: bool) -> Option<Vec<Timed>> {
+        None
+    }
 }
 
 /// What every caller of a backend wants, in terms of tensors.

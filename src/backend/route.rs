@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Arch, Machine, Plan, Route};
+use super::{Arch, Machine, Route};
 use crate::config::{Gemm, Route as Wish};
 use crate::{Error, Result};
 
@@ -26,15 +26,6 @@ impl Choice {
             Route::Kernel(_) => Self::Kernel,
             Route::Blas => Self::Blas,
             Route::Host => Self::Host,
-        }
-    }
-
-    /// The route of this choice; `plan` gives the launch where it is a kernel.
-    pub fn route(self, plan: impl FnOnce() -> Plan) -> Route {
-        match self {
-            Self::Kernel => Route::Kernel(plan()),
-            Self::Blas => Route::Blas,
-            Self::Host => Route::Host,
         }
     }
 }
@@ -152,65 +143,95 @@ pub fn kind_of(op: &str) -> Option<&'static str> {
     KINDS.iter().find(|(_, ops)| ops.contains(&op)).map(|&(kind, _)| kind)
 }
 
-/// What the table prefers for a kind of op.
+/// What the user wants instead of what the table says: `--gemm`, `--route`, and TF32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    gemm: Gemm,
+    /// f32 products may round their operands to TF32 where the card has it.
+    pub tf32: bool,
+    /// Kinds on the CPU, one bit each in the order of the table.
+    host: u32,
+    /// Kinds on the card.
+    device: u32,
+}
+
+impl Wishes {
+    fn of(self, kind: &str) -> Option<Choice> {
+        let bit = 1 << KINDS.iter().position(|&(name, _)| name == kind)?;
+        match (self.host & bit != 0, self.device & bit != 0) {
+            (true, _) => Some(Choice::Host),
+            (_, true) => Some(Choice::Kernel),
+            _ => None,
+        }
+    }
+}
+
+/// What is in force for an op, by its name; the CPU for a name that has no kind.
+pub fn choose_op(op: &str, arch: &Arch) -> Choice {
+    kind_of(op).map_or(Choice::Host, |kind| choose(kind, arch))
+}
+
+/// What is in force for a kind of op.
 pub fn choose(kind: &str, arch: &Arch) -> Choice {
     find(kind, arch).0
 }
 
-fn find(kind: &str, arch: &Arch) -> (Choice, &'static str) {
+fn find(kind: &str, arch: &Arch) -> (Choice, String) {
     let fits = |rule: &&Rule| rule.op.is_none_or(|op| op == kind) && (rule.applies)(arch);
-    RULES.iter().find(fits).map_or((Choice::Host, ""), |rule| (rule.choice, rule.reason))
+    let found = RULES.iter().find(fits);
+    let (mut choice, mut reason) =
+        found.map_or((Choice::Host, String::new()), |rule| (rule.choice, rule.reason.into()));
+    if choice == Choice::Blas && (!arch.blas || arch.wishes.gemm == Gemm::Native) {
+        choice = Choice::Kernel;
+        reason = match arch.blas {
+            true => "--gemm native".into(),
+            false => "the vendor's library is not on this machine".into(),
+        };
+    }
+    match arch.wishes.of(kind) {
+        Some(Choice::Host) => (Choice::Host, format!("--route {kind}=cpu")),
+        Some(_) if choice == Choice::Host => (Choice::Kernel, format!("--route {kind}=gpu")),
+        Some(_) => (choice, format!("--route {kind}=gpu")),
+        None => (choice, reason),
+    }
 }
 
 /// The table for one machine: every kind of op once.
 pub fn routes(arch: &Arch) -> Vec<Preference> {
     let preference = |op| {
         let (choice, reason) = find(op, arch);
-        Preference { op, choice, reason: reason.to_string() }
+        Preference { op, choice, reason }
     };
     kinds().map(preference).collect()
 }
 
-/// The table for one machine with the user's wishes: `--gemm`, and `--route` on top of it.
+/// `arch` with the user's wishes: `--gemm`, and `--route` on top of it.
 ///
 /// # Errors
 /// [`Error::Input`] naming the flag for an op or device there is not, and for a wish that the
 /// machine cannot fulfil.
-pub fn routes_with(arch: &Arch, gemm: Gemm, wishes: &[Wish]) -> Result<Vec<Preference>> {
+pub fn with_wishes(arch: &Arch, gemm: Gemm, wishes: &[Wish]) -> Result<Arch> {
     check(wishes)?;
-    let mut all = routes(arch);
-    for preference in &mut all {
-        if preference.op == "gemm" {
-            apply_gemm(preference, gemm, arch)?;
-        }
-        let Some(wish) = wishes.iter().find(|wish| wish.op == preference.op) else { continue };
-        let flag = format!("--route {}={}", wish.op, wish.device);
+    let mut arch = arch.clone();
+    let (choice, reason) = find("gemm", &arch);
+    if gemm == Gemm::Vendor && choice != Choice::Blas {
+        let problem = format!("not on {}: {reason}", arch.name);
+        return Err(Error::input("--gemm vendor", problem, "give --gemm auto or native"));
+    }
+    arch.wishes.gemm = gemm;
+    for wish in wishes {
+        let bit = KINDS.iter().position(|&(name, _)| name == wish.op).map_or(0, |i| 1 << i);
         if wish.device == "cpu" {
-            preference.choice = Choice::Host;
+            arch.wishes.host |= bit;
         } else if arch.machine == Machine::Cpu {
+            let flag = format!("--route {}={}", wish.op, wish.device);
             let remedy = "leave the flag away, or train on a GPU (--device)";
             return Err(Error::input(flag, "a CPU run has no GPU", remedy));
-        } else if preference.choice == Choice::Host {
-            preference.choice = Choice::Kernel;
+        } else {
+            arch.wishes.device |= bit;
         }
-        preference.reason = flag;
     }
-    Ok(all)
-}
-
-fn apply_gemm(preference: &mut Preference, gemm: Gemm, arch: &Arch) -> Result<()> {
-    match gemm {
-        Gemm::Vendor if preference.choice != Choice::Blas => {
-            let problem = format!("not on {}: {}", arch.name, preference.reason);
-            return Err(Error::input("--gemm vendor", problem, "give --gemm auto or native"));
-        }
-        Gemm::Native if preference.choice == Choice::Blas => {
-            preference.choice = Choice::Kernel;
-            preference.reason = "--gemm native".to_string();
-        }
-        Gemm::Auto | Gemm::Vendor | Gemm::Native => {}
-    }
-    Ok(())
+    Ok(arch)
 }
 
 /// Checks the names in `--route op=device`, whatever the machine.
@@ -313,8 +334,10 @@ mod tests {
                 for launch in log {
                     let kind = kind_of(launch.op);
                     let kind = kind.unwrap_or_else(|| panic!("{} has no kind", launch.op));
-                    let choice = Choice::of(&launch.route);
-                    assert_eq!(choice, choose(kind, &arch), "{} on {}", launch.op, arch.name);
+                    let (choice, wanted) = (Choice::of(&launch.route), choose(kind, &arch));
+                    // Where the vendor's product is preferred, what it cannot do is a kernel's.
+                    let falls_back = wanted == Choice::Blas && choice == Choice::Kernel;
+                    assert!(choice == wanted || falls_back, "{} on {}", launch.op, arch.name);
                 }
             }
         }
@@ -336,13 +359,16 @@ mod tests {
         let rdna1 = Arch::claim("gfx1010").expect("known");
         let hopper = Arch::claim("sm_90").expect("known");
         assert_eq!(of(&routes(&rdna1), "spectral"), Choice::Host);
-        let all = routes_with(&rdna1, Gemm::Auto, &wish("spectral", "gpu")).expect("possible");
+        let routes_with = |arch, gemm, wishes: &[Wish]| {
+            routes(&with_wishes(arch, gemm, wishes).expect("possible"))
+        };
+        let all = routes_with(&rdna1, Gemm::Auto, &wish("spectral", "gpu"));
         assert_eq!(of(&all, "spectral"), Choice::Kernel);
         assert!(all.iter().any(|p| p.reason == "--route spectral=gpu"));
-        let all = routes_with(&hopper, Gemm::Native, &wish("attention", "cpu")).expect("possible");
+        let all = routes_with(&hopper, Gemm::Native, &wish("attention", "cpu"));
         assert_eq!((of(&all, "gemm"), of(&all, "attention")), (Choice::Kernel, Choice::Host));
         // A wish for the GPU leaves the better of its two ways.
-        let all = routes_with(&hopper, Gemm::Vendor, &wish("gemm", "gpu")).expect("possible");
+        let all = routes_with(&hopper, Gemm::Vendor, &wish("gemm", "gpu"));
         assert_eq!(of(&all, "gemm"), Choice::Blas);
     }
 
@@ -357,7 +383,7 @@ mod tests {
             (&cpu, Gemm::Vendor, Vec::new(), ["--gemm vendor", "cpu"]),
             (&cpu, Gemm::Auto, wish("gemm", "gpu"), ["--route gemm=gpu", "no GPU"]),
         ] {
-            let error = routes_with(arch, gemm, &wishes).expect_err("impossible");
+            let error = with_wishes(arch, gemm, &wishes).expect_err("impossible");
             assert_eq!(error.exit_code(), 2);
             let text = error.to_string();
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");

@@ -170,14 +170,16 @@ fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<Refuse
     if asked(cpu) {
         // Wishes about a GPU say nothing about a run on the CPU, unless that is what was asked for.
         let preferences = match wanted.device {
-            DeviceName::Cpu => route::routes_with(cpu, wanted.gemm, &wanted.route)?,
+            DeviceName::Cpu => route::routes(&route::with_wishes(cpu, wanted.gemm, &wanted.route)?),
             _ => route::routes(cpu),
         };
         tables.push(Table { archs: vec![cpu.name.clone()], preferences });
     }
     let mut refused = Vec::new();
     for arch in Arch::claimable().filter_map(Arch::claim).filter(asked) {
-        let preferences = match route::routes_with(&arch, wanted.gemm, &wanted.route) {
+        let preferences = match route::with_wishes(&arch, wanted.gemm, &wanted.route)
+            .map(|arch| route::routes(&arch))
+        {
             Ok(preferences) => preferences,
             // "--gemm vendor" is possible on some cards only.
             Err(Error::Input { place, problem, .. }) => {

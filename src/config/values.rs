@@ -154,6 +154,12 @@ choice! {
     }
 }
 
+impl Default for Gemm {
+    fn default() -> Self {
+        Self::Auto
+    }
+}
+
 /// The reference electrode of the signal that the model sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {

@@ -5,12 +5,12 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::{op, size};
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 use crate::backend::cpu::simd::columns::{Columns, for_columns};
 use crate::backend::cpu::simd::gemm::{Mat, gemm};
-use crate::backend::{Arch, Machine, Plan, Route};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -39,18 +39,14 @@ pub struct Attention(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct AttentionBackward(Extents);
 
-op!(Attention, "attention", |op, arch, kernel| op.0.route(arch, kernel));
-op!(AttentionBackward, "attention_backward", |op, arch, kernel| op.0.route(arch, kernel));
+op!(Attention, "attention", |op, arch, kernel| op.0.plan(kernel));
+op!(AttentionBackward, "attention_backward", |op, arch, kernel| op.0.plan(kernel));
 
 impl Extents {
-    fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        if arch.machine == Machine::Cpu {
-            return Route::Host;
-        }
+    fn plan(&self, kernel: &str) -> Plan {
         // One block per 64 queries of one head; keys and values stream through shared memory.
         let grid = [self.time.div_ceil(64), self.heads, self.batch];
-        let shared = 4 * 64 * self.head_dim * 2;
-        Route::Kernel(Plan { kernel: kernel.into(), grid, block: 128, shared })
+        Plan::new(kernel, grid, 128).shared(4 * 64 * self.head_dim as usize * 2)
     }
 
     fn dims(&self) -> (usize, usize, usize, usize) {

@@ -4,10 +4,10 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::{expect_same, op, size};
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
-use crate::backend::{Arch, Route};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -49,18 +49,18 @@ pub struct BatchNormSums(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct BatchNormBackward(Extents);
 
-op!(BatchNormStats, "batchnorm_stats", |op, arch, kernel| op.0.by_channel(arch, kernel));
-op!(BatchNorm, "batchnorm", |op, arch, kernel| op.0.by_element(arch, kernel));
-op!(BatchNormSums, "batchnorm_sums", |op, arch, kernel| op.0.by_channel(arch, kernel));
-op!(BatchNormBackward, "batchnorm_backward", |op, arch, kernel| op.0.by_element(arch, kernel));
+op!(BatchNormStats, "batchnorm_stats", |op, arch, kernel| op.0.by_channel(kernel));
+op!(BatchNorm, "batchnorm", |op, arch, kernel| op.0.by_element(kernel));
+op!(BatchNormSums, "batchnorm_sums", |op, arch, kernel| op.0.by_channel(kernel));
+op!(BatchNormBackward, "batchnorm_backward", |op, arch, kernel| op.0.by_element(kernel));
 
 impl Extents {
-    fn by_channel(&self, arch: &Arch, kernel: &str) -> Route {
-        Route::one_axis(arch, kernel, self.channels as usize, 256)
+    fn by_channel(&self, kernel: &str) -> Plan {
+        Plan::blocks(kernel, self.channels as usize, 256)
     }
 
-    fn by_element(&self, arch: &Arch, kernel: &str) -> Route {
-        Route::elements(arch, kernel, self.numel())
+    fn by_element(&self, kernel: &str) -> Plan {
+        Plan::elements(kernel, self.numel())
     }
 
     fn dims(&self) -> (usize, usize, usize) {

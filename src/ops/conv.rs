@@ -4,11 +4,11 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::{expect_same, op, size};
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::scratch;
 use crate::backend::cpu::simd::gemm::{Mat, gemm};
-use crate::backend::{Arch, Route};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -52,17 +52,17 @@ pub struct Conv1dWeight(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Conv1dBias(Extents);
 
-op!(Conv1d, "conv1d", |op, arch, kernel| op.0.route(arch, kernel));
-op!(Conv1dInput, "conv1d_input", |op, arch, kernel| op.0.route(arch, kernel));
-op!(Conv1dWeight, "conv1d_weight", |op, arch, kernel| op.0.route(arch, kernel));
+op!(Conv1d, "conv1d", |op, arch, kernel| op.0.plan(kernel));
+op!(Conv1dInput, "conv1d_input", |op, arch, kernel| op.0.plan(kernel));
+op!(Conv1dWeight, "conv1d_weight", |op, arch, kernel| op.0.plan(kernel));
 op!(Conv1dBias, "conv1d_bias", |op, arch, kernel| {
-    Route::one_axis(arch, kernel, (op.0.groups * op.0.outputs) as usize, 256)
+    Plan::blocks(kernel, (op.0.groups * op.0.outputs) as usize, 256)
 });
 
 impl Extents {
-    fn route(&self, arch: &Arch, kernel: &str) -> Route {
+    fn plan(&self, kernel: &str) -> Plan {
         let rows = self.batch * self.groups * self.outputs;
-        Route::one_axis(arch, kernel, (rows * self.time_out.div_ceil(64)) as usize / 4 + 1, 256)
+        Plan::blocks(kernel, (rows * self.time_out.div_ceil(64)) as usize / 4 + 1, 256)
     }
 
     /// Times t_out whose tap `k` lies within the input: (first, count, input sample of the first).

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::philox::Mask;
 use super::{op, size};
 use crate::Result;
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::Real;
@@ -25,7 +25,7 @@ pub struct Dropout {
     pub accumulate: u32,
 }
 
-op!(Dropout, "dropout", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(Dropout, "dropout", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for Dropout {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{expect_same, op, size};
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, normal_cdf, normal_pdf, vectorised};
@@ -26,7 +26,7 @@ impl Fill {
     }
 }
 
-op!(Fill, "fill", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(Fill, "fill", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for Fill {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -51,7 +51,7 @@ impl Axpy {
     }
 }
 
-op!(Axpy, "axpy", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(Axpy, "axpy", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for Axpy {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -97,7 +97,7 @@ pub struct Binary {
     accumulate: u32,
 }
 
-op!(Binary, "binary", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(Binary, "binary", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for Binary {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -182,7 +182,7 @@ pub struct Unary {
     function: u32,
 }
 
-op!(Unary, "unary", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(Unary, "unary", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 #[inline(always)]
 fn value<T: Real>(function: u32, x: T) -> T {
@@ -284,9 +284,7 @@ pub struct UnaryBackward {
     accumulate: u32,
 }
 
-op!(UnaryBackward, "unary_backward", |op, arch, kernel| {
-    Route::elements(arch, kernel, op.n as usize)
-});
+op!(UnaryBackward, "unary_backward", |op, arch, kernel| { Plan::elements(kernel, op.n as usize) });
 
 impl HostKernel for UnaryBackward {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

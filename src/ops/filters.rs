@@ -9,10 +9,10 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::{op, size};
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::simd::gemm::{Mat, gemm};
-use crate::backend::{Arch, Route};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -39,12 +39,12 @@ pub struct Compose(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct ComposeBackward(Extents);
 
-op!(Compose, "compose_filters", |op, arch, kernel| op.0.route(arch, kernel));
-op!(ComposeBackward, "compose_filters_backward", |op, arch, kernel| op.0.route(arch, kernel));
+op!(Compose, "compose_filters", |op, arch, kernel| op.0.plan(kernel));
+op!(ComposeBackward, "compose_filters_backward", |op, arch, kernel| op.0.plan(kernel));
 
 impl Extents {
-    fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        Route::one_axis(arch, kernel, self.outputs as usize, 256)
+    fn plan(&self, kernel: &str) -> Plan {
+        Plan::blocks(kernel, self.outputs as usize, 256)
     }
 
     fn dims(&self) -> (usize, usize, usize, usize) {

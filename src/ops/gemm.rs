@@ -6,10 +6,10 @@ use rayon::prelude::*;
 use super::dropout::Dropout;
 use super::philox::Mask;
 use super::{expect_last, expect_same, op, size};
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
-use crate::backend::{Arch, Plan, Route, route};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -83,15 +83,17 @@ impl Gemm {
         }
     }
 
-    fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        route::choose("gemm", arch).route(|| {
-            let grid = [self.n.div_ceil(64), self.m.div_ceil(64), self.batch];
-            Plan { kernel: kernel.into(), grid, block: 256, shared: 0 }
-        })
+    fn plan(&self, kernel: &str) -> Plan {
+        Plan::new(kernel, [self.n.div_ceil(64), self.m.div_ceil(64), self.batch], 256)
+    }
+
+    /// True for what a vendor's library computes: nothing follows the product.
+    fn is_plain(&self) -> bool {
+        self.flags & !ACCUMULATE == 0
     }
 }
 
-op!(Gemm, "gemm", |op, arch, kernel| op.route(arch, kernel));
+op!(Gemm, "gemm", |op, arch, kernel| op.plan(kernel), vendor = Gemm::is_plain);
 
 /// Multiplications above which one product is shared among threads.
 const SHARED_WORK: usize = 8_000_000;
@@ -217,7 +219,7 @@ pub struct ColumnSums {
 }
 
 op!(ColumnSums, "column_sums", |op, arch, kernel| {
-    Route::one_axis(arch, kernel, (op.cols as usize).div_ceil(32), 256)
+    Plan::blocks(kernel, (op.cols as usize).div_ceil(32), 256)
 });
 
 impl HostKernel for ColumnSums {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{expect_last, op, size};
 use crate::Result;
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::{for_rows, for_rows3};
 use crate::backend::cpu::real::{Real, vectorised};
@@ -22,7 +22,7 @@ pub struct LayerNorm {
 }
 
 op!(LayerNorm, "layernorm", |op, arch, kernel| {
-    Route::rows(arch, kernel, op.rows as usize, op.cols as usize)
+    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
 });
 
 /// Lanes a row is summed in: as many partial sums as the widest vectors hold.
@@ -81,7 +81,7 @@ pub struct LayerNormBackward {
 }
 
 op!(LayerNormBackward, "layernorm_backward", |op, arch, kernel| {
-    Route::rows(arch, kernel, op.rows as usize, op.cols as usize)
+    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
 });
 
 impl HostKernel for LayerNormBackward {
@@ -143,7 +143,7 @@ pub struct LayerNormParams {
 }
 
 op!(LayerNormParams, "layernorm_params", |op, arch, kernel| {
-    Route::one_axis(arch, kernel, (op.cols as usize).div_ceil(32), 256)
+    Plan::blocks(kernel, (op.cols as usize).div_ceil(32), 256)
 });
 
 /// Columns whose sums one piece of work keeps in registers.

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{expect_same, op, size};
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::tape::{Tape, Var};
@@ -46,9 +46,9 @@ pub struct PointLossBackward {
     accumulate: u32,
 }
 
-op!(PointLoss, "point_loss", |_op, arch, kernel| Route::one_axis(arch, kernel, 1, 256));
+op!(PointLoss, "point_loss", |_op, arch, kernel| Plan::blocks(kernel, 1, 256));
 op!(PointLossBackward, "point_loss_backward", |op, arch, kernel| {
-    Route::elements(arch, kernel, op.of.n as usize)
+    Plan::elements(kernel, op.of.n as usize)
 });
 
 impl PointLoss {
@@ -145,9 +145,9 @@ pub struct CrossEntropy {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct CrossEntropyBackward(CrossEntropy);
 
-op!(CrossEntropy, "cross_entropy", |_op, arch, kernel| Route::one_axis(arch, kernel, 1, 256));
+op!(CrossEntropy, "cross_entropy", |_op, arch, kernel| Plan::blocks(kernel, 1, 256));
 op!(CrossEntropyBackward, "cross_entropy_backward", |op, arch, kernel| {
-    Route::rows(arch, kernel, op.0.n as usize, op.0.classes as usize)
+    Plan::rows(kernel, arch, op.0.n as usize, op.0.classes as usize)
 });
 
 impl CrossEntropy {

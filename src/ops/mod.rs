@@ -26,9 +26,16 @@ pub mod spectral;
 use crate::{Error, Result};
 
 /// Implements [`crate::backend::Op`] for a parameter struct that has a
-/// [`crate::backend::cpu::host::HostKernel`]: name, and the route on a machine with kernels.
+/// [`crate::backend::cpu::host::HostKernel`]: name, and the plan of its kernels, named after the op
+/// and the type. An op that can be a plain matrix product has a function `vendor` that says when.
 macro_rules! op {
-    ($type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $route:expr) => {
+    ($type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr) => {
+        op!($type, $name, |$op, $arch, $kernel| $plan, vendor = |_| false);
+    };
+    (
+        $type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr,
+        vendor = $vendor:expr
+    ) => {
         impl crate::backend::Op for $type {
             fn name(&self) -> &'static str {
                 $name
@@ -47,10 +54,18 @@ macro_rules! op {
                 $arch: &crate::backend::Arch,
                 dtype: crate::DType,
             ) -> crate::backend::Route {
+                use crate::backend::Route;
+                use crate::backend::route::{Choice, choose_op};
+                let plain: fn(&$type) -> bool = $vendor;
+                match choose_op($name, $arch) {
+                    Choice::Host => return Route::Host,
+                    Choice::Blas if plain(self) => return Route::Blas,
+                    Choice::Blas | Choice::Kernel => {}
+                }
                 let $op = self;
                 let kernel = format!("{}_{}", $name, dtype.name());
                 let $kernel = kernel.as_str();
-                $route
+                Route::Kernel($plan)
             }
         }
     };

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::op;
 use crate::Result;
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
@@ -38,7 +38,7 @@ pub struct GradNorm {
     pub n: u32,
 }
 
-op!(GradNorm, "grad_norm", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(GradNorm, "grad_norm", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for GradNorm {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -89,7 +89,7 @@ pub struct AdamW {
     pub epsilon: f64,
 }
 
-op!(AdamW, "adamw", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(AdamW, "adamw", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for AdamW {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -143,7 +143,7 @@ pub struct Sgd {
     pub nesterov: u32,
 }
 
-op!(Sgd, "sgd", |op, arch, kernel| Route::elements(arch, kernel, op.n as usize));
+op!(Sgd, "sgd", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
 
 impl HostKernel for Sgd {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{op, size};
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::Real;
@@ -25,7 +25,7 @@ pub struct Patchify {
 }
 
 op!(Patchify, "patchify", |op, arch, kernel| {
-    Route::elements(arch, kernel, (op.batch * op.channels * op.time) as usize)
+    Plan::elements(kernel, (op.batch * op.channels * op.time) as usize)
 });
 
 impl HostKernel for Patchify {

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{op, size};
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
@@ -34,9 +34,7 @@ pub struct Pool {
     accumulate: u32,
 }
 
-op!(Pool, "pool", |op, arch, kernel| {
-    Route::elements(arch, kernel, (op.rows * op.time_out) as usize)
-});
+op!(Pool, "pool", |op, arch, kernel| { Plan::elements(kernel, (op.rows * op.time_out) as usize) });
 
 impl HostKernel for Pool {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -66,7 +64,7 @@ impl HostKernel for Pool {
 pub struct PoolBackward(Pool);
 
 op!(PoolBackward, "pool_backward", |op, arch, kernel| {
-    Route::elements(arch, kernel, (op.0.rows * op.0.time) as usize)
+    Plan::elements(kernel, (op.0.rows * op.0.time) as usize)
 });
 
 impl HostKernel for PoolBackward {
@@ -145,7 +143,7 @@ pub struct MeanTime {
 }
 
 op!(MeanTime, "mean_time", |op, arch, kernel| {
-    Route::one_axis(arch, kernel, (op.batch * op.channels.div_ceil(32)) as usize, 256)
+    Plan::blocks(kernel, (op.batch * op.channels.div_ceil(32)) as usize, 256)
 });
 
 impl HostKernel for MeanTime {

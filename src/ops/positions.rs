@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{op, size};
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
@@ -19,7 +19,7 @@ pub struct AddTable {
 }
 
 op!(AddTable, "add_table", |op, arch, kernel| {
-    Route::elements(arch, kernel, (op.batch * op.n) as usize)
+    Plan::elements(kernel, (op.batch * op.n) as usize)
 });
 
 impl HostKernel for AddTable {

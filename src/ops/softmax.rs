@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{op, size};
 use crate::Result;
-use crate::backend::Route;
+use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
@@ -19,7 +19,7 @@ pub struct Softmax {
 }
 
 op!(Softmax, "softmax", |op, arch, kernel| {
-    Route::rows(arch, kernel, op.rows as usize, op.cols as usize)
+    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
 });
 
 impl HostKernel for Softmax {
@@ -51,7 +51,7 @@ pub struct SoftmaxBackward {
 }
 
 op!(SoftmaxBackward, "softmax_backward", |op, arch, kernel| {
-    Route::rows(arch, kernel, op.rows as usize, op.cols as usize)
+    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
 });
 
 impl HostKernel for SoftmaxBackward {

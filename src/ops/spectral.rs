@@ -15,7 +15,7 @@ use super::{op, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::scratch;
-use crate::backend::{Arch, Plan, Route, route};
+use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -46,17 +46,14 @@ pub struct SpectralBackward(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct SpectralGain(Extents);
 
-op!(Spectral, "spectral", |op, arch, kernel| op.0.route(arch, kernel));
-op!(SpectralBackward, "spectral_backward", |op, arch, kernel| op.0.route(arch, kernel));
-op!(SpectralGain, "spectral_gain", |op, arch, kernel| op.0.route(arch, kernel));
+op!(Spectral, "spectral", |op, arch, kernel| op.0.plan(arch, kernel));
+op!(SpectralBackward, "spectral_backward", |op, arch, kernel| op.0.plan(arch, kernel));
+op!(SpectralGain, "spectral_gain", |op, arch, kernel| op.0.plan(arch, kernel));
 
 impl Extents {
-    fn route(&self, arch: &Arch, kernel: &str) -> Route {
-        route::choose("spectral", arch).route(|| {
-            let grid = [self.channels.div_ceil(32), self.batch, 1];
-            let shared = (self.time * 32 * 8).min(arch.shared);
-            Plan { kernel: kernel.into(), grid, block: 256, shared }
-        })
+    fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
+        let grid = [self.channels.div_ceil(32), self.batch, 1];
+        Plan::new(kernel, grid, 256).shared((self.time * 32 * 8).min(arch.shared) as usize)
     }
 
     fn dims(&self) -> (usize, usize, usize, usize) {

@@ -17,6 +17,7 @@ use rayon::ThreadPool;
 use simd::memory::HostMemory;
 
 use super::null::check_copy;
+use super::route::Wishes;
 use super::{Arch, Arena, Backend, Io, MAX_OPERANDS, Machine, Mem, MemoryUse, Op, Replay};
 use crate::tensor::View;
 use crate::{DType, Error, Result};
@@ -92,6 +93,8 @@ impl Cpu {
             shared: 0,
             matrix_cores: false,
             bf16: false,
+            blas: false,
+            wishes: Wishes::default(),
         };
         Ok(Self {
             arch,
@@ -113,6 +116,12 @@ impl Cpu {
     pub fn profile(&self, on: bool) -> Option<Profile> {
         let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *profile, on.then(Profile::new))
+    }
+
+    /// Runs an op that somebody else keeps.
+    pub(in crate::backend) fn run_ref(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.install(|| self.execute(op, io))
     }
 
     fn execute(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {

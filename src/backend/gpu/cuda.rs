@@ -1,0 +1,686 @@
+//! NVIDIA's driver, through cudarc's bindings. Nothing of the CUDA toolkit is needed at run time but
+//! the driver's own libcuda; cuBLAS is used where it is found.
+
+use std::ffi::{CString, c_int, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::cublas::{result as cublas, sys as blas_sys};
+use cudarc::driver::{DriverError, result, sys};
+
+use super::blas::{Matrix, Product};
+use super::driver::{Driver, Launch};
+use super::images;
+use crate::backend::route::Wishes;
+use crate::backend::{Arch, Machine};
+use crate::{DType, Error, Result};
+
+/// Oldest driver whose interface is complete, as `cuDriverGetVersion` counts.
+const OLDEST_DRIVER: c_int = 12_000;
+
+/// Bytes of one pinned buffer that uploads pass through.
+const STAGING: usize = 16 << 20;
+/// Pinned buffers in turn: the host fills one while the card reads another.
+const STAGINGS: usize = 3;
+/// Largest copy to the host that a slot of [`Driver::begin_read`] holds.
+const READ: usize = 256;
+/// Bytes cuBLAS may use; what NVIDIA recommends for Hopper.
+const BLAS_WORKSPACE: usize = 32 << 20;
+
+/// What is wrong with NVIDIA's stack on this machine, in words for `engine devices`.
+fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::Device { device: "cuda".into(), problem: problem.into(), remedy: remedy.into() }
+}
+
+/// The driver's own words for an error, with what to do about it.
+fn failed(what: &str, error: DriverError) -> Error {
+    use sys::CUresult as E;
+    let words = match error.error_string() {
+        Ok(words) => words.to_string_lossy().into_owned(),
+        Err(_) => format!("error {}", error.0 as u32),
+    };
+    let remedy = match error.0 {
+        E::CUDA_ERROR_OUT_OF_MEMORY => "close other programs on the card, or take a smaller batch",
+        E::CUDA_ERROR_NO_DEVICE => "use --device cpu; a card may be hidden by CUDA_VISIBLE_DEVICES",
+        E::CUDA_ERROR_DEVICE_UNAVAILABLE => "another program has the card for itself: end it",
+        E::CUDA_ERROR_INVALID_IMAGE | E::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+            "build the program for this card: ENGINE_CUDA_ARCHS lists the cards it has kernels for"
+        }
+        E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | E::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "update NVIDIA's driver: these kernels are of a newer CUDA than it knows"
+        }
+        _ => "the last checkpoint is intact: go on with `engine train --resume`",
+    };
+    refused(format!("{what}: {words}"), remedy)
+}
+
+/// The context of one card. Handles made in it keep it alive.
+#[derive(Debug)]
+struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+}
+
+// SAFETY: CUDA handles may be used from any thread whose current context is theirs; every use
+// below goes through `Context::enter`, which sets it.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks its own state.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context was retained in `Cuda::open` and is released in `drop`.
+        unsafe { result::ctx::set_current(self.context) }
+            .map_err(|e| failed("the card's context", e))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.enter().is_ok() {
+            // SAFETY: made in `Cuda::open`; nothing that uses them outlives this.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+        // SAFETY: retained once in `Cuda::open`.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Pinned memory of the host.
+#[derive(Debug)]
+struct Pinned {
+    base: *mut u8,
+    /// Recorded after the copy that used it last.
+    used: sys::CUevent,
+}
+
+// SAFETY: plain memory and an event, used under the lock of their owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn new(bytes: usize) -> Result<Self> {
+        // SAFETY: called with the context current; freed in `Resources::drop`.
+        let base = unsafe { result::malloc_host(bytes, 0) };
+        let base = base.map_err(|e| failed("pinned memory of the host", e))?.cast();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let used = result::event::create(flags).map_err(|e| failed("an event", e))?;
+        Ok(Self { base, used })
+    }
+}
+
+/// What grows while the driver is in use.
+#[derive(Debug, Default)]
+struct Resources {
+    chunks: Vec<sys::CUdeviceptr>,
+    staging: Vec<Pinned>,
+    next: usize,
+    /// Slots of finished reads, to be used again.
+    free_reads: Vec<Pinned>,
+}
+
+/// One NVIDIA card.
+#[derive(Debug)]
+pub struct Cuda {
+    inner: Arc<Context>,
+    arch: Arch,
+    name: String,
+    driver_version: c_int,
+    modules: Vec<Module>,
+    blas: Option<Blas>,
+    resources: Arc<Mutex<Resources>>,
+}
+
+#[derive(Debug)]
+struct Module(sys::CUmodule);
+// SAFETY: a handle of the context; see `Context`.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+#[derive(Debug)]
+struct Blas(blas_sys::cublasHandle_t);
+// SAFETY: used under the queue's lock, one thread at a time.
+unsafe impl Send for Blas {}
+// SAFETY: as above.
+unsafe impl Sync for Blas {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// True where NVIDIA's driver library can be opened. cudarc panics where it cannot.
+pub fn driver_is_present() -> bool {
+    // SAFETY: opens and closes a library; its initialisers are NVIDIA's.
+    unsafe { sys::is_culib_present() }
+}
+
+/// True where cuBLAS can be opened.
+pub fn cublas_is_present() -> bool {
+    // SAFETY: as above.
+    unsafe { blas_sys::is_culib_present() }
+}
+
+/// Number of cards.
+///
+/// # Errors
+/// [`Error::Device`] with what is missing and what would mend it.
+pub fn count() -> Result<usize> {
+    if !driver_is_present() {
+        let remedy = "install NVIDIA's driver, or use --device cpu";
+        return Err(refused("libcuda.so.1 is not on this machine", remedy));
+    }
+    result::init().map_err(|e| failed("NVIDIA's driver does not start", e))?;
+    let version = driver_version()?;
+    if version < OLDEST_DRIVER {
+        let problem = format!("NVIDIA's driver knows CUDA {}", version_words(version));
+        return Err(refused(problem, "update the driver to one for CUDA 13 (580 or newer)"));
+    }
+    let count = result::device::get_count().map_err(|e| failed("counting cards", e))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+fn driver_version() -> Result<c_int> {
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+    status.result().map_err(|e| failed("the driver's version", e))?;
+    Ok(version)
+}
+
+fn version_words(version: c_int) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+impl Cuda {
+    /// Opens card number `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what is missing, old, busy or hidden, and what would mend it.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let cards = count()?;
+        if ordinal >= cards {
+            let problem = format!("card {ordinal} of {cards}");
+            return Err(refused(problem, "`engine devices` lists the cards there are"));
+        }
+        if images::CUDA.is_empty() {
+            let problem = "this program was built without CUDA kernels";
+            return Err(refused(problem, "run `scripts/toolchain cuda` and build it again"));
+        }
+        let card = |e| failed("opening the card", e);
+        let device = result::device::get(ordinal as c_int).map_err(card)?;
+        // SAFETY: `device` is a valid card; released in `Context::drop`.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(card)?;
+        // SAFETY: just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(card)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        let inner = Arc::new(Context { device, context, stream: stream.map_err(card)? });
+        let mut arch = arch_of(device)?;
+        let modules = load_modules(&arch)?;
+        let blas = open_blas(inner.stream)?;
+        arch.blas = blas.is_some();
+        Ok(Self {
+            name: result::device::get_name(device).map_err(card)?,
+            driver_version: driver_version()?,
+            inner,
+            arch,
+            modules,
+            blas,
+            resources: Arc::default(),
+        })
+    }
+
+    /// The card's name: "NVIDIA H200".
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The newest CUDA its driver knows: "13.0".
+    pub fn driver_words(&self) -> String {
+        version_words(self.driver_version)
+    }
+
+    /// Version of cuBLAS, where it is there.
+    pub fn cublas_version(&self) -> Option<String> {
+        let blas = self.blas.as_ref()?;
+        let mut version = 0;
+        // SAFETY: a live handle; writes one integer.
+        let status = unsafe { blas_sys::cublasGetVersion_v2(blas.0, &mut version) };
+        let known = status == blas_sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+        known.then(|| format!("{}.{}.{}", version / 10000, version / 100 % 100, version % 100))
+    }
+}
+
+fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<u32> {
+    // SAFETY: a valid card.
+    let value = unsafe { result::device::get_attribute(device, which) };
+    Ok(value.map_err(|e| failed("a fact about the card", e))?.max(0) as u32)
+}
+
+/// Facts about a card. `ENGINE_CUDA_SM=80` makes a newer card take the older card's kernels, so
+/// that they can be checked on it.
+fn arch_of(device: sys::CUdevice) -> Result<Arch> {
+    use sys::CUdevice_attribute as A;
+    let major = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let own = 10 * major + minor;
+    if own < 80 {
+        let problem = format!("a card of compute capability {major}.{minor}");
+        return Err(refused(problem, "the kernels need 8.0 (Ampere) or newer; use --device cpu"));
+    }
+    let forced = std::env::var("ENGINE_CUDA_SM").ok().and_then(|text| text.parse().ok());
+    let sm = forced.map_or(own, |sm: u32| sm.clamp(80, own));
+    let mut shared = attribute(device, A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    if let Some(older) = Arch::claim(&format!("sm_{sm}")).filter(|_| sm != own) {
+        shared = shared.min(older.shared);
+    }
+    // SAFETY: a valid card.
+    let memory = unsafe { result::device::total_mem(device) };
+    Ok(Arch {
+        name: format!("sm_{sm}"),
+        machine: Machine::Cuda { sm },
+        wave: 32,
+        units: attribute(device, A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory: memory.map_err(|e| failed("the card's memory", e))? as u64,
+        shared,
+        matrix_cores: true,
+        bf16: true,
+        blas: false,
+        wishes: Wishes::default(),
+    })
+}
+
+fn load_modules(arch: &Arch) -> Result<Vec<Module>> {
+    let load = |image: &&[u8]| {
+        // SAFETY: a whole fat binary, made by nvcc and aligned by `images`.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+        module.map(Module).map_err(|e| failed(&format!("the kernels for {}", arch.name), e))
+    };
+    images::CUDA.iter().map(load).collect()
+}
+
+/// A cuBLAS handle on `stream` with memory of its own, so that products can be recorded; None where
+/// the library is not there.
+fn open_blas(stream: sys::CUstream) -> Result<Option<Blas>> {
+    if !cublas_is_present() {
+        return Ok(None);
+    }
+    let Ok(handle) = cublas::create_handle() else { return Ok(None) };
+    // SAFETY: a live handle and stream; cuBLAS' stream type is the driver's by another name.
+    let set = unsafe { cublas::set_stream(handle, stream.cast()) };
+    // SAFETY: the context is current; the memory lives as long as the process' context.
+    let memory = unsafe { result::malloc_sync(BLAS_WORKSPACE) };
+    let memory = memory.map_err(|e| failed("memory for cuBLAS", e))?;
+    // SAFETY: memory of the size given.
+    let given =
+        unsafe { blas_sys::cublasSetWorkspace_v2(handle, memory as *mut c_void, BLAS_WORKSPACE) };
+    let works = set.is_ok() && given == blas_sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+    Ok(works.then_some(Blas(handle)))
+}
+
+/// A recorded graph.
+#[derive(Debug)]
+pub struct Graph {
+    inner: Arc<Context>,
+    exec: sys::CUgraphExec,
+}
+// SAFETY: see `Context`.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.inner.enter().is_ok() {
+            // SAFETY: instantiated in `end_capture`, destroyed once.
+            let _ = unsafe { result::graph::exec_destroy(self.exec) };
+        }
+    }
+}
+
+/// A moment of the queue.
+#[derive(Debug)]
+pub struct Event {
+    inner: Arc<Context>,
+    event: sys::CUevent,
+}
+// SAFETY: see `Context`.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.inner.enter().is_ok() {
+            // SAFETY: created in `stamp`, destroyed once.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}
+
+/// A copy to the host that is under way. Dropping it gives its slot back.
+#[derive(Debug)]
+pub struct Read {
+    slot: Option<Pinned>,
+    bytes: usize,
+    resources: Arc<Mutex<Resources>>,
+}
+// SAFETY: the slot is only read after its event, by one caller at a time.
+unsafe impl Sync for Read {}
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        lock(&self.resources).free_reads.extend(self.slot.take());
+    }
+}
+
+impl Driver for Cuda {
+    type Function = Function;
+    type Graph = Graph;
+    type Event = Event;
+    type Read = Read;
+
+    fn arch(&self) -> &Arch {
+        &self.arch
+    }
+
+    fn memory(&self) -> Result<(u64, u64)> {
+        self.inner.enter()?;
+        let (free, total) = result::mem_get_info().map_err(|e| failed("the card's memory", e))?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.inner.enter()?;
+        // SAFETY: the context is current; freed with the driver.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => {
+                lock(&self.resources).chunks.push(address);
+                Ok(address)
+            }
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (free, total) = self.memory()?;
+                Err(Error::OutOfMemory {
+                    what: format!("a chunk of {}'s memory", self.name),
+                    requested: bytes as u64,
+                    held: total - free,
+                    capacity: total,
+                    remedy: "close other programs on the card, or take a smaller batch".into(),
+                })
+            }
+            Err(error) => Err(failed("memory of the card", error)),
+        }
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.inner.enter()?;
+        let copy = |e| failed("a copy to the card", e);
+        let mut resources = lock(&self.resources);
+        for (i, piece) in from.chunks(STAGING).enumerate() {
+            if resources.staging.len() < STAGINGS {
+                let fresh = Pinned::new(STAGING)?;
+                resources.staging.push(fresh);
+            }
+            let at = resources.next % resources.staging.len();
+            resources.next += 1;
+            let pinned = &resources.staging[at];
+            // SAFETY: a live event; the copy that used this buffer last is over after it. The
+            // buffer has STAGING bytes, and `to` as many as `from`, by `Gpu::upload`.
+            unsafe {
+                result::event::synchronize(pinned.used).map_err(copy)?;
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), pinned.base, piece.len());
+                let staged = std::slice::from_raw_parts(pinned.base, piece.len());
+                let to = to + (i * STAGING) as u64;
+                result::memcpy_htod_async(to, staged, self.inner.stream).map_err(copy)?;
+                result::event::record(pinned.used, self.inner.stream).map_err(copy)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.inner.enter()?;
+        let copy = |e| failed("a copy from the card", e);
+        // SAFETY: the card's bytes exist by `Gpu::download`; `to` outlives the copy, which is waited
+        // for.
+        unsafe {
+            result::memcpy_dtoh_async(to, from, self.inner.stream).map_err(copy)?;
+            result::stream::synchronize(self.inner.stream).map_err(copy)
+        }
+    }
+
+    fn begin_read(&self, from: u64, bytes: usize) -> Result<Read> {
+        if bytes > READ {
+            return Err(Error::shape("download_later", format!("{bytes} bytes at once")));
+        }
+        self.inner.enter()?;
+        let copy = |e| failed("a copy from the card", e);
+        let kept = lock(&self.resources).free_reads.pop();
+        let slot = kept.map_or_else(|| Pinned::new(READ), Ok)?;
+        // SAFETY: the slot has READ bytes and is nobody else's until its `Read` is dropped.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(slot.base, bytes);
+            result::memcpy_dtoh_async(to, from, self.inner.stream).map_err(copy)?;
+            result::event::record(slot.used, self.inner.stream).map_err(copy)?;
+        }
+        Ok(Read { slot: Some(slot), bytes, resources: Arc::clone(&self.resources) })
+    }
+
+    fn end_read(&self, read: &Read) -> Result<Vec<u8>> {
+        self.inner.enter()?;
+        let Some(slot) = &read.slot else { return Ok(Vec::new()) };
+        // SAFETY: the event was recorded after the copy; the bytes are whole after it.
+        unsafe {
+            result::event::synchronize(slot.used).map_err(|e| failed("work on the card", e))?;
+            Ok(std::slice::from_raw_parts(slot.base, read.bytes).to_vec())
+        }
+    }
+
+    fn function(&self, name: &str, shared: u32) -> Result<Option<Function>> {
+        self.inner.enter()?;
+        let Ok(symbol) = CString::new(name) else { return Ok(None) };
+        for module in &self.modules {
+            // SAFETY: a live module.
+            match unsafe { result::module::get_function(module.0, symbol.clone()) } {
+                Ok(function) => {
+                    allow_shared(function, shared, name)?;
+                    return Ok(Some(Function(function)));
+                }
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
+                Err(error) => return Err(failed(&format!("kernel {name}"), error)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn launch(&self, launch: &Launch<Function>) -> Result<()> {
+        self.inner.enter()?;
+        let stage = &launch.stage;
+        let mut arguments: [*mut c_void; 2] = [
+            launch.params.as_ptr().cast_mut().cast(),
+            std::ptr::from_ref(&launch.operands).cast_mut().cast(),
+        ];
+        let [x, y, z] = stage.grid;
+        if stage.shared > DEFAULT_SHARED {
+            allow_shared(launch.function.0, stage.shared, &stage.kernel)?;
+        }
+        // SAFETY: the function takes these two structs by value (kernels/portable.h); its operands
+        // are live memory of this card, by the arena.
+        unsafe {
+            result::launch_kernel(
+                launch.function.0,
+                (x, y, z),
+                (stage.block, 1, 1),
+                stage.shared,
+                self.inner.stream,
+                &mut arguments,
+            )
+        }
+        .map_err(|e| failed(&format!("kernel {}", stage.kernel), e))
+    }
+
+    fn product(&self, product: &Product) -> Result<()> {
+        self.inner.enter()?;
+        let Some(blas) = &self.blas else {
+            return Err(refused("cuBLAS is not there", "give --gemm native"));
+        };
+        multiply(blas, product, self.arch.wishes.tf32)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.inner.enter()?;
+        // SAFETY: a live stream.
+        unsafe { result::stream::synchronize(self.inner.stream) }
+            .map_err(|e| failed("work on the card", e))
+    }
+
+    fn begin_capture(&self) -> Result<bool> {
+        self.inner.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a live stream.
+        unsafe { result::stream::begin_capture(self.inner.stream, mode) }
+            .map_err(|e| failed("recording a step", e))?;
+        Ok(true)
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        self.inner.enter()?;
+        let record = |e| failed("recording a step", e);
+        // SAFETY: the capture was begun on this stream; the graph is destroyed once instantiated.
+        unsafe {
+            let graph = result::stream::end_capture(self.inner.stream).map_err(record)?;
+            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let destroyed = result::graph::destroy(graph);
+            let exec = exec.map_err(record)?;
+            destroyed.map_err(record)?;
+            result::graph::upload(exec, self.inner.stream).map_err(record)?;
+            Ok(Graph { inner: Arc::clone(&self.inner), exec })
+        }
+    }
+
+    fn launch_graph(&self, graph: &Graph) -> Result<()> {
+        self.inner.enter()?;
+        // SAFETY: a live graph of this context.
+        unsafe { result::graph::launch(graph.exec, self.inner.stream) }
+            .map_err(|e| failed("a recorded step", e))
+    }
+
+    fn stamp(&self) -> Result<Event> {
+        self.inner.enter()?;
+        let time = |e| failed("timing", e);
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(time)?;
+        let event = Event { inner: Arc::clone(&self.inner), event };
+        // SAFETY: live handles.
+        unsafe { result::event::record(event.event, self.inner.stream) }.map_err(time)?;
+        Ok(event)
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f64> {
+        self.inner.enter()?;
+        let time = |e| failed("timing", e);
+        // SAFETY: live events, both recorded.
+        unsafe {
+            result::event::synchronize(to.event).map_err(time)?;
+            Ok(f64::from(result::event::elapsed(from.event, to.event).map_err(time)?))
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.inner.enter().is_err() {
+            return;
+        }
+        let mut resources = lock(&self.resources);
+        // SAFETY: the queue is waited for first; each handle is freed once and used by nobody after.
+        unsafe {
+            let _ = result::stream::synchronize(self.inner.stream);
+            let pinned = std::mem::take(&mut resources.staging);
+            for Pinned { base, used } in pinned.into_iter().chain(resources.free_reads.drain(..)) {
+                let _ = result::event::destroy(used);
+                let _ = result::free_host(base.cast());
+            }
+            for address in resources.chunks.drain(..) {
+                let _ = result::free_sync(address);
+            }
+            if let Some(blas) = self.blas.take() {
+                let _ = cublas::destroy_handle(blas.0);
+            }
+            for module in self.modules.drain(..) {
+                let _ = result::module::unload(module.0);
+            }
+        }
+    }
+}
+
+/// A kernel's handle.
+#[derive(Debug, Clone, Copy)]
+pub struct Function(sys::CUfunction);
+// SAFETY: see `Context`.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// Dynamic shared memory that a kernel may have without asking.
+const DEFAULT_SHARED: u32 = 48 << 10;
+
+fn allow_shared(function: sys::CUfunction, shared: u32, name: &str) -> Result<()> {
+    if shared <= DEFAULT_SHARED {
+        return Ok(());
+    }
+    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: a live function.
+    unsafe { result::function::set_function_attribute(function, which, shared as c_int) }
+        .map_err(|e| failed(&format!("{shared} bytes of shared memory for {name}"), e))
+}
+
+fn blas_type(dtype: DType) -> blas_sys::cudaDataType {
+    match dtype {
+        DType::Bf16 => blas_sys::cudaDataType::CUDA_R_16BF,
+        DType::F16 => blas_sys::cudaDataType::CUDA_R_16F,
+        _ => blas_sys::cudaDataType::CUDA_R_32F,
+    }
+}
+
+fn multiply(blas: &Blas, p: &Product, tf32: bool) -> Result<()> {
+    use blas_sys::cublasComputeType_t as Compute;
+    let size = |n: usize| c_int::try_from(n).unwrap_or(c_int::MAX);
+    let turned = |m: &Matrix| match m.transposed {
+        true => blas_sys::cublasOperation_t::CUBLAS_OP_T,
+        false => blas_sys::cublasOperation_t::CUBLAS_OP_N,
+    };
+    let compute = match tf32 && p.a.dtype == DType::F32 {
+        true => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
+        false => Compute::CUBLAS_COMPUTE_32F,
+    };
+    let (one, beta) = (1.0f32, if p.accumulate { 1.0f32 } else { 0.0 });
+    // SAFETY: a live handle on the queue's stream; the operands are live memory of this card with
+    // the extents the op was checked for; alpha and beta are read before the call returns.
+    unsafe {
+        cublas::gemm_strided_batched_ex(
+            blas.0,
+            turned(&p.a),
+            turned(&p.b),
+            size(p.rows),
+            size(p.cols),
+            size(p.inner),
+            std::ptr::from_ref(&one).cast(),
+            p.a.address as *const c_void,
+            blas_type(p.a.dtype),
+            size(p.a.stride),
+            p.a.batch_stride as i64,
+            p.b.address as *const c_void,
+            blas_type(p.b.dtype),
+            size(p.b.stride),
+            p.b.batch_stride as i64,
+            std::ptr::from_ref(&beta).cast(),
+            p.c.address as *mut c_void,
+            blas_type(p.c.dtype),
+            size(p.c.stride),
+            p.c.batch_stride as i64,
+            size(p.batch),
+            compute,
+            blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .map_err(|error| refused(format!("cuBLAS: {error:?}"), "give --gemm native"))
+}

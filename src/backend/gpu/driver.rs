@@ -1,0 +1,144 @@
+//! What a maker's driver must do. Everything above it, the [`super::Gpu`] queue, is shared.
+
+use std::fmt::Debug;
+
+use super::blas::Product;
+use crate::Result;
+use crate::backend::{Arch, Stage};
+
+/// Most operands of a kernel; `MAX_AT` of `kernels/params.h`.
+pub const MAX_AT: usize = 12;
+
+/// Argument 1 of every kernel, as `kernels/portable.h` declares it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operands {
+    /// Addresses of the inputs, then of the outputs.
+    pub at: [u64; MAX_AT],
+    /// Address of the plan's workspace.
+    pub workspace: u64,
+    /// Type of operand i in bits 2i and 2i + 1: f32, bf16, f16, i32.
+    pub kinds: u32,
+    /// Number of operands.
+    pub count: u32,
+}
+
+/// One kernel launch, ready to be enqueued.
+#[derive(Debug, Clone)]
+pub struct Launch<F> {
+    /// The driver's handle of the entry point.
+    pub function: F,
+    /// Geometry.
+    pub stage: Stage,
+    /// The op's parameter struct, in words so that it is aligned.
+    pub params: Box<[u64]>,
+    /// Argument 1.
+    pub operands: Operands,
+}
+
+/// One card of one maker: its memory and one ordered queue.
+///
+/// Addresses are the card's. Calls may come from any thread, one at a time.
+pub trait Driver: Debug + Send + Sync + Sized + 'static {
+    /// Handle of a kernel.
+    type Function: Debug + Copy + Send + Sync;
+    /// A recorded stretch of the queue.
+    type Graph: Debug + Send + Sync;
+    /// A moment in the queue.
+    type Event: Debug + Send + Sync;
+    /// A copy to the host that is under way.
+    type Read: Debug + Send + Sync;
+
+    /// Facts about the card.
+    fn arch(&self) -> &Arch;
+
+    /// Free and total bytes of the card's memory.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`], as all below.
+    fn memory(&self) -> Result<(u64, u64)>;
+
+    /// Memory, uninitialised, kept until the driver is dropped.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    fn alloc(&self, bytes: usize) -> Result<u64>;
+
+    /// Copies to the card, in queue order; `from` may be overwritten on return.
+    ///
+    /// # Errors
+    /// As above.
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+
+    /// Waits for the queue and copies from the card.
+    ///
+    /// # Errors
+    /// As above.
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+
+    /// Enqueues a copy from the card.
+    ///
+    /// # Errors
+    /// As above.
+    fn begin_read(&self, from: u64, bytes: usize) -> Result<Self::Read>;
+
+    /// Waits for a copy.
+    ///
+    /// # Errors
+    /// As above.
+    fn end_read(&self, read: &Self::Read) -> Result<Vec<u8>>;
+
+    /// The kernel of that name; None where the program has none for this card.
+    ///
+    /// # Errors
+    /// As above.
+    fn function(&self, name: &str, shared: u32) -> Result<Option<Self::Function>>;
+
+    /// Enqueues a kernel.
+    ///
+    /// # Errors
+    /// As above.
+    fn launch(&self, launch: &Launch<Self::Function>) -> Result<()>;
+
+    /// Enqueues a product of the vendor's library. Only called where `arch().blas`.
+    ///
+    /// # Errors
+    /// As above.
+    fn product(&self, product: &Product) -> Result<()>;
+
+    /// Waits for the queue.
+    ///
+    /// # Errors
+    /// As above.
+    fn sync(&self) -> Result<()>;
+
+    /// From here on work is recorded, not run; false where the driver cannot.
+    ///
+    /// # Errors
+    /// As above.
+    fn begin_capture(&self) -> Result<bool>;
+
+    /// Ends the recording.
+    ///
+    /// # Errors
+    /// As above.
+    fn end_capture(&self) -> Result<Self::Graph>;
+
+    /// Enqueues what was recorded.
+    ///
+    /// # Errors
+    /// As above.
+    fn launch_graph(&self, graph: &Self::Graph) -> Result<()>;
+
+    /// Marks this moment of the queue.
+    ///
+    /// # Errors
+    /// As above.
+    fn stamp(&self) -> Result<Self::Event>;
+
+    /// Milliseconds between two moments, once both have passed; waits for the second.
+    ///
+    /// # Errors
+    /// As above.
+    fn elapsed(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
+}

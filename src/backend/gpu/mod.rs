@@ -1,0 +1,15 @@
+//! GPUs: one queue for every maker's cards, over a thin driver each.
+//!
+//! # Layout
+//! [`driver`], what a maker's driver must do; [`queue`], the backend built on it; [`blas`], plain
+//! products for the vendor's library; [`cuda`], NVIDIA's driver; [`images`], the kernels compiled
+//! into this program.
+#![allow(unsafe_code)] // Foreign functions; each block says why it holds.
+
+pub mod blas;
+pub mod cuda;
+pub mod driver;
+pub mod images;
+pub mod queue;
+
+pub use queue::Gpu;

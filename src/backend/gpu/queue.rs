@@ -1,0 +1,337 @@
+//! The backend of a card: ops become launches, steps become graphs.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::blas::Product;
+use super::driver::{Driver, Launch, MAX_AT, Operands};
+use crate::backend::cpu::Cpu;
+use crate::backend::null::check_copy;
+use crate::backend::{
+    Arch, Arena, Backend, Io, Later, Mem, MemoryUse, Op, Plan, Replay, Route, Timed,
+};
+use crate::ops::gemm::Gemm;
+use crate::tensor::View;
+use crate::{DType, Error, Result};
+
+/// One op, ready to be enqueued.
+#[derive(Debug)]
+struct Work<F> {
+    name: &'static str,
+    scope: String,
+    kind: Kind<F>,
+}
+
+#[derive(Debug)]
+enum Kind<F> {
+    Kernels(Vec<Launch<F>>),
+    Product(Product),
+    Host(HostWork),
+}
+
+/// An op that runs on the host, on copies of its operands.
+#[derive(Debug)]
+struct HostWork {
+    op: Box<dyn Op>,
+    views: Box<[View]>,
+    inputs: usize,
+}
+
+/// A stretch of a recorded step: its ops, and the graph that runs them all where there is one.
+#[derive(Debug)]
+struct Segment<D: Driver> {
+    graph: Option<D::Graph>,
+    ops: Vec<Work<D::Function>>,
+}
+
+/// A recorded step.
+type Recorded<D> = Vec<Segment<D>>;
+
+/// A card as a backend.
+#[derive(Debug)]
+pub struct Gpu<D: Driver> {
+    driver: D,
+    arch: Arch,
+    arena: Arc<Arena>,
+    noted: Mutex<Option<Vec<Work<D::Function>>>>,
+    functions: Mutex<HashMap<String, D::Function>>,
+    host: Mutex<Option<Cpu>>,
+    scope: Mutex<String>,
+    profile: Mutex<Option<Vec<Timed>>>,
+    /// One caller at a time puts work into the queue.
+    turn: Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A float operand's tag in [`Operands::kinds`]; None for a type no kernel takes.
+fn kind(dtype: DType) -> Option<u32> {
+    match dtype {
+        DType::F32 => Some(0),
+        DType::Bf16 => Some(1),
+        DType::F16 => Some(2),
+        DType::I32 => Some(3),
+        DType::F64 => None,
+    }
+}
+
+/// A parameter struct's bytes in whole words.
+fn words(params: &[u8]) -> Box<[u64]> {
+    let mut words = vec![0u64; params.len().div_ceil(8)];
+    bytemuck::cast_slice_mut(&mut words)[..params.len()].copy_from_slice(params);
+    words.into()
+}
+
+impl<D: Driver> Gpu<D> {
+    /// A backend over `driver` that may use `limit` bytes. `arch` is the driver's, with the user's
+    /// wishes.
+    pub fn new(driver: D, arch: Arch, limit: u64) -> Self {
+        Self {
+            driver,
+            arch,
+            arena: Arena::new(limit),
+            noted: Mutex::default(),
+            functions: Mutex::default(),
+            host: Mutex::default(),
+            scope: Mutex::default(),
+            profile: Mutex::default(),
+            turn: Mutex::default(),
+        }
+    }
+
+    /// The card's driver.
+    pub fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    fn function(&self, kernel: &str, shared: u32) -> Result<D::Function> {
+        let mut known = lock(&self.functions);
+        if let Some(&function) = known.get(kernel) {
+            return Ok(function);
+        }
+        let Some(function) = self.driver.function(kernel, shared)? else {
+            return Err(Error::Device {
+                device: self.arch.name.clone(),
+                problem: format!("the program has no kernel {kernel}"),
+                remedy: "build it with the GPU's compiler (`engine devices` says how)".into(),
+            });
+        };
+        known.insert(kernel.into(), function);
+        Ok(function)
+    }
+
+    fn prepare(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<Work<D::Function>> {
+        let name = op.name();
+        let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
+        let route = op.plan(&self.arch, float.map_or(DType::F32, |view| view.dtype));
+        let kind = match route {
+            Route::Kernel(plan) => Kind::Kernels(self.launches(op.as_ref(), &plan, io)?),
+            Route::Blas => {
+                let gemm = bytemuck::pod_read_unaligned::<Gemm>(op.params());
+                match Product::of(&gemm, io)? {
+                    Some(product) => Kind::Product(product),
+                    None => return Err(Error::shape("gemm", "strides no library takes")),
+                }
+            }
+            Route::Host => Kind::Host(HostWork {
+                op,
+                views: [io.inputs, io.outputs].concat().into(),
+                inputs: io.inputs.len(),
+            }),
+        };
+        Ok(Work { name, scope: lock(&self.scope).clone(), kind })
+    }
+
+    fn launches(&self, op: &dyn Op, plan: &Plan, io: Io<'_>) -> Result<Vec<Launch<D::Function>>> {
+        let count = io.inputs.len() + io.outputs.len();
+        if count > MAX_AT {
+            return Err(Error::shape(op.name(), format!("{count} operands")));
+        }
+        let mut operands =
+            Operands { at: [0; MAX_AT], workspace: 0, kinds: 0, count: count as u32 };
+        for (i, view) in io.inputs.iter().chain(io.outputs).enumerate() {
+            let Some(kind) = kind(view.dtype) else {
+                let problem =
+                    format!("operand {i} is {}: cards have no such kernels", view.dtype.name());
+                return Err(Error::shape(op.name(), problem));
+            };
+            operands.at[i] = view.address;
+            operands.kinds |= kind << (2 * i);
+        }
+        if plan.workspace > 0 {
+            // Given back at once: the queue runs in order, so later work may use the same bytes.
+            let what = format_args!("workspace of {}", op.name());
+            operands.workspace = self.alloc(plan.workspace, &what)?.address();
+        }
+        let launch = |stage: &crate::backend::Stage| {
+            let function = self.function(&stage.kernel, stage.shared)?;
+            let (stage, params) = (stage.clone(), words(op.params()));
+            Ok(Launch { function, stage, params, operands })
+        };
+        plan.stages.iter().map(launch).collect()
+    }
+
+    fn execute(&self, work: &Work<D::Function>) -> Result<()> {
+        match &work.kind {
+            Kind::Kernels(launches) => launches.iter().try_for_each(|l| self.driver.launch(l)),
+            Kind::Product(product) => self.driver.product(product),
+            Kind::Host(host) => self.execute_on_host(host),
+        }
+    }
+
+    /// Runs an op on copies in the host's memory.
+    fn execute_on_host(&self, work: &HostWork) -> Result<()> {
+        let mut host = lock(&self.host);
+        if host.is_none() {
+            *host = Some(Cpu::new(0, u64::MAX)?);
+        }
+        let Some(cpu) = host.as_ref() else { return Ok(()) };
+        let backend: &dyn Backend = cpu;
+        let mut buffer = Vec::new();
+        let mut copies = Vec::with_capacity(work.views.len());
+        for view in &work.views {
+            let copy = backend.empty(view.shape, view.dtype, "host copy")?;
+            buffer.resize(view.span_bytes(), 0);
+            self.driver.download(view.address, &mut buffer)?;
+            backend.upload(copy.view(), &buffer)?;
+            copies.push(copy);
+        }
+        let views: Vec<View> = copies.iter().map(|copy| *copy.view()).collect();
+        let (inputs, outputs) = views.split_at(work.inputs);
+        cpu.run_ref(work.op.as_ref(), Io { inputs, outputs })?;
+        for (view, copy) in work.views.iter().zip(&copies).skip(work.inputs) {
+            buffer.resize(view.span_bytes(), 0);
+            backend.download(copy.view(), &mut buffer)?;
+            self.driver.upload(view.address, &buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one op between two moments of the queue.
+    fn execute_timed(&self, work: &Work<D::Function>, profile: &mut Vec<Timed>) -> Result<()> {
+        let start = self.driver.stamp()?;
+        self.execute(work)?;
+        let ms = self.driver.elapsed(&start, &self.driver.stamp()?)?;
+        profile.push(Timed { op: work.name, scope: work.scope.clone(), ms });
+        Ok(())
+    }
+
+    /// Cuts a step at the ops that run on the host, and makes graphs of what lies between.
+    fn segments(&self, noted: Vec<Work<D::Function>>) -> Result<Recorded<D>> {
+        let _turn = lock(&self.turn);
+        let mut segments = Vec::new();
+        let mut stretch = Vec::new();
+        for work in noted {
+            if !matches!(work.kind, Kind::Host(_)) {
+                stretch.push(work);
+                continue;
+            }
+            segments.extend(self.captured(std::mem::take(&mut stretch))?);
+            segments.push(Segment { graph: None, ops: vec![work] });
+        }
+        segments.extend(self.captured(stretch)?);
+        Ok(segments)
+    }
+
+    fn captured(&self, ops: Vec<Work<D::Function>>) -> Result<Option<Segment<D>>> {
+        if ops.is_empty() {
+            return Ok(None);
+        }
+        let mut graph = None;
+        if self.driver.begin_capture()? {
+            let enqueued = ops.iter().try_for_each(|work| self.execute(work));
+            let ended = self.driver.end_capture();
+            enqueued?;
+            graph = Some(ended?);
+        }
+        Ok(Some(Segment { graph, ops }))
+    }
+}
+
+impl<D: Driver> Backend for Gpu<D> {
+    fn arch(&self) -> &Arch {
+        &self.arch
+    }
+
+    fn alloc(&self, bytes: usize, what: &dyn Display) -> Result<Mem> {
+        self.arena.alloc(bytes, what, &|bytes| self.driver.alloc(bytes))
+    }
+
+    fn upload(&self, to: &View, from: &[u8]) -> Result<()> {
+        check_copy("upload", to, from.len())?;
+        let _turn = lock(&self.turn);
+        self.driver.upload(to.address, from)
+    }
+
+    fn download(&self, from: &View, to: &mut [u8]) -> Result<()> {
+        check_copy("download", from, to.len())?;
+        let _turn = lock(&self.turn);
+        self.driver.download(from.address, to)
+    }
+
+    fn download_later(self: Arc<Self>, from: &View) -> Result<Later> {
+        let read = {
+            let _turn = lock(&self.turn);
+            self.driver.begin_read(from.address, from.span_bytes())?
+        };
+        Ok(Later::new(move || self.driver.end_read(&read)))
+    }
+
+    fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
+        let work = self.prepare(op, io)?;
+        if let Some(noted) = lock(&self.noted).as_mut() {
+            noted.push(work);
+            return Ok(());
+        }
+        let _turn = lock(&self.turn);
+        self.execute(&work)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.driver.sync()
+    }
+
+    fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Replay>> {
+        self.arena.begin_step()?;
+        *lock(&self.noted) = Some(Vec::new());
+        let done = step();
+        let noted = lock(&self.noted).take();
+        let ended = self.arena.end_step();
+        done.and(ended)?;
+        Ok(Some(Replay(Box::new(self.segments(noted.unwrap_or_default())?))))
+    }
+
+    fn replay(&self, replay: &Replay) -> Result<()> {
+        let recorded = replay.0.downcast_ref::<Recorded<D>>();
+        let recorded =
+            recorded.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
+        let _turn = lock(&self.turn);
+        if let Some(profile) = lock(&self.profile).as_mut() {
+            let mut ops = recorded.iter().flat_map(|segment| &segment.ops);
+            return ops.try_for_each(|work| self.execute_timed(work, profile));
+        }
+        recorded.iter().try_for_each(|segment| match &segment.graph {
+            Some(graph) => self.driver.launch_graph(graph),
+            None => segment.ops.iter().try_for_each(|work| self.execute(work)),
+        })
+    }
+
+    fn reserve(&self, planned: &MemoryUse) -> Result<()> {
+        self.arena.reserve(planned, &|bytes| self.driver.alloc(bytes))
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.arena.usage()
+    }
+
+    fn enter(&self, scope: &str) {
+        scope.clone_into(&mut lock(&self.scope));
+    }
+
+    fn timings(&self, on: bool) -> Option<Vec<Timed>> {
+        std::mem::replace(&mut *lock(&self.profile), on.then(Vec::new))
+    }
+}
