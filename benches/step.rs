@@ -37,6 +37,7 @@ fn step(d_model: usize, n_heads: usize, n_layers: usize, cpu: Arc<Cpu>) -> Step 
         rule: Rule::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
         average: false,
         dtype: DType::F32,
+        compute: None,
         seed: 1,
     };
     let step = Step::new(cpu, spec).expect("builds");

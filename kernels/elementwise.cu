@@ -9,10 +9,6 @@ constexpr int THREADS = 256;
 // Elements of one block, as Route::elements plans.
 constexpr unsigned PIECE = 4 * THREADS;
 
-DEVICE bool aligned(const void* p, unsigned bytes) {
-  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
-}
-
 // Calls f(i) with i a multiple of 4 for whole groups of 4 elements of this block's piece, then
 // g(i) for the elements left over, or for all where `packed` is false.
 template <class F, class G> DEVICE void by_fours(unsigned n, bool packed, F f, G g) {

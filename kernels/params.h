@@ -11,7 +11,10 @@ constexpr int MAX_AT = 12;  // operands of a kernel
 #define SIZE(Name, bytes) static_assert(sizeof(Name) == bytes, "as in src/ops")
 
 // --- gemm.cu
-enum : unsigned { GEMM_BIAS = 1, GEMM_GELU = 2, GEMM_DROPOUT = 4, GEMM_RESIDUAL = 8, GEMM_ACCUMULATE = 16 };
+enum : unsigned {
+  GEMM_BIAS = 1, GEMM_GELU = 2, GEMM_DROPOUT = 4, GEMM_RESIDUAL = 8, GEMM_ACCUMULATE = 16,
+  GEMM_SUMS = 32, GEMM_SUMS_ACCUMULATE = 64, GEMM_GELU_SLOPE = 128
+};
 struct Gemm {
   unsigned m, n, k, batch, a_rs, a_cs, a_bs, b_rs, b_cs, b_bs, flags, stream;
   float probability;

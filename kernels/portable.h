@@ -14,7 +14,10 @@
 #define BOUNDS(threads) __launch_bounds__(threads)
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #define SHARED __shared__
+// Parameters stay where the launch put them, also where they are indexed at run time.
+#define ARGUMENT const __grid_constant__
 constexpr int WAVE = 32;
 DEVICE unsigned thread_x() { return threadIdx.x; }
 DEVICE unsigned block_threads() { return blockDim.x; }
@@ -73,6 +76,7 @@ DEVICE float f16_value(unsigned short x) {
 #define BOUNDS(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #define SHARED __attribute__((shared))
 constexpr int WAVE = __AMDGCN_WAVEFRONT_SIZE;
 DEVICE unsigned thread_x() { return __builtin_amdgcn_workitem_id_x(); }
@@ -160,6 +164,10 @@ template <class T, int N> DEVICE void store_pack(T* to, const float (&from)[N]) 
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
+DEVICE bool aligned(const void* p, unsigned bytes) {
+  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
+}
+
 // --- Operands ------------------------------------------------------------------------------------
 
 // Argument 1 of every kernel: where the operands lie, inputs first, then outputs.
@@ -203,7 +211,7 @@ DEVICE Any any(const Operands& io, int i) { return Any{io.at[i], kind_of(io, i)}
 
 // Entries of a kernel for the three storage types. `body` is a function template over T.
 #define ENTRY(name, type, T, Params, threads, body)                                                \
-  GLOBAL void BOUNDS(threads) name##_##type(const Params p, const Operands io) { body<T>(p, io); }  \
+  GLOBAL void BOUNDS(threads) name##_##type(ARGUMENT Params p, ARGUMENT Operands io) { body<T>(p, io); }  \
   EMULATED(name##_##type, Params)
 #define ENTRIES(name, Params, threads, body)                                                       \
   ENTRY(name, f32, float, Params, threads, body)                                                   \
@@ -211,6 +219,9 @@ DEVICE Any any(const Operands& io, int i) { return Any{io.at[i], kind_of(io, i)}
   ENTRY(name, f16, f16, Params, threads, body)
 #ifndef EMULATED
 #define EMULATED(name, Params)
+#endif
+#ifndef ARGUMENT
+#define ARGUMENT const
 #endif
 
 // --- Reductions ----------------------------------------------------------------------------------

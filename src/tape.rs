@@ -61,6 +61,16 @@ impl Var {
         self.tensor.dtype()
     }
 
+    /// A parameter under another shape, whose gradient still goes where it did; None for a value
+    /// that is no parameter.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the element counts differ.
+    pub fn reshaped_leaf(&self, shape: &[usize]) -> Result<Option<Self>> {
+        let Source::Leaf(grad) = &self.source else { return Ok(None) };
+        Ok(Some(Self::leaf(self.tensor.reshape(shape)?, grad.reshape(shape)?)))
+    }
+
     /// True when a gradient flows into this value.
     pub fn needs_grad(&self) -> bool {
         !matches!(self.source, Source::Constant)
@@ -179,6 +189,16 @@ impl<'s> Tape<'s> {
     /// A parameter as a leaf; a buffer or frozen parameter as a constant.
     pub fn param(&self, id: ParamId) -> Var {
         let value = self.params.value(id);
+        match self.params.grad(id) {
+            Some(grad) if self.recording.get() => Var::leaf(value, grad),
+            _ => Var::constant(value),
+        }
+    }
+
+    /// A weight matrix in the type that is computed in: the copy that mixed precision keeps beside
+    /// the master weights. Its gradient is the master's, in the master's type.
+    pub fn weight(&self, id: ParamId, dtype: DType) -> Var {
+        let value = self.params.value_as(id, dtype);
         match self.params.grad(id) {
             Some(grad) if self.recording.get() => Var::leaf(value, grad),
             _ => Var::constant(value),

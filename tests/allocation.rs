@@ -115,7 +115,7 @@ fn chain(tape: &Tape<'_>, v: &[Var], mean: &Tensor, var: &Tensor, y: &Tensor) ->
     let x = pool::pool(tape, &x, pool::Kind::Max, 3, 2)?;
     let x = apply(tape, Function::Log, &x)?;
     // [11, 67, 5] to [11, 22, 15] and [11, 15].
-    let x = pool::mean_time(tape, &patch::patchify(tape, &transposed(tape, &x)?, 3)?)?;
+    let x = pool::mean_time(tape, &patch::patchify(tape, &transposed(tape, &x)?, 3, x.dtype())?)?;
     let loss = pointwise(tape, Pointwise::Mse, &x, y)?;
     tape.backward(&loss, 1.0)
 }
@@ -170,6 +170,7 @@ fn requests_of_training(backend: Arc<dyn Backend>, model: ModelConfig, batch: us
         rule: Rule::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
         average: true,
         dtype: DType::F32,
+        compute: None,
         seed: 1,
     };
     let step = Step::new(backend, spec).expect("fits");

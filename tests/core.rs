@@ -60,6 +60,7 @@ fn spec(model: ModelConfig) -> StepSpec {
         rule: ADAMW,
         average: false,
         dtype: DType::F32,
+        compute: None,
         seed: 7,
     }
 }

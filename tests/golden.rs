@@ -131,6 +131,7 @@ impl Golden {
             },
             average: false,
             dtype,
+            compute: None,
             seed: 1,
         };
         let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(2, 1 << 30).expect("starts"));

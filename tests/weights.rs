@@ -83,6 +83,7 @@ fn model(described_by: &Path, weights: &Path) -> Step {
         rule: Rule::Sgd { momentum: 0.0, nesterov: false },
         average: false,
         dtype: DType::F32,
+        compute: None,
         seed: 2,
     };
     let step = Step::new(Arc::new(Cpu::new(1, 1 << 30).expect("starts")), spec).expect("builds");

@@ -306,6 +306,7 @@ mod tests {
             rule,
             average: true,
             dtype: DType::F32,
+            compute: None,
             seed: 9,
         };
         let adamw = Update::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8 };

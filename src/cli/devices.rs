@@ -272,6 +272,7 @@ fn spec(settings: &Settings) -> StepSpec {
         rule: Rule::AdamW { beta1, beta2, epsilon: train.eps },
         average: train.ema.is_some(),
         dtype: DType::F32,
+        compute: None,
         seed: train.seed,
     }
 }

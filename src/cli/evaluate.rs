@@ -64,6 +64,7 @@ fn model(settings: &Settings, path: &Path, console: &Console) -> Result<(Step, A
         rule: crate::optim::Rule::Sgd { momentum: 0.0, nesterov: false },
         average: false,
         dtype: DType::F32,
+        compute: None,
         seed: 0,
     };
     let step = Step::new(device(settings, console)?, spec)?;

@@ -114,6 +114,8 @@ choice! {
     Amp {
         /// All in f32.
         Off = "off",
+        /// f32 storage, products of operands rounded to TF32.
+        Tf32 = "tf32",
         /// bfloat16: no loss scaling needed.
         Bf16 = "bf16",
         /// IEEE half with dynamic loss scaling.

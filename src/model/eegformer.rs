@@ -150,8 +150,9 @@ impl EegFormer {
     pub fn features(&self, tape: &Tape<'_>, windows: &Var) -> Result<Var> {
         let config = &self.config;
         let mut x = tape.scoped("patch_embed", || {
-            let patches = patch::patchify(tape, windows, config.patch)?;
-            let weight = tape.param(self.patch_weight);
+            let dtype = tape.params().compute_type();
+            let patches = patch::patchify(tape, windows, config.patch, dtype)?;
+            let weight = tape.weight(self.patch_weight, dtype);
             let taps = config.n_channels * config.patch;
             let weight = elementwise::reshape(tape, &weight, &[config.d_model, taps])?;
             let bias = tape.param(self.patch_bias);
@@ -189,7 +190,9 @@ impl Model for EegFormer {
             return Err(Error::shape("eegformer", problem));
         }
         let features = self.features(tape, windows)?;
-        self.head.forward(tape, &pool::mean_time(tape, &features)?)
+        // Outputs, and with them the loss, are in the type of the master weights.
+        let pooled = pool::mean_time(tape, &features)?;
+        self.head.forward(tape, &elementwise::cast(tape, &pooled, tape.params().dtype())?)
     }
 
     fn layers(&self) -> usize {

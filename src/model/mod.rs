@@ -47,6 +47,11 @@ impl ModelConfig {
         })
     }
 
+    /// False for a model that computes in the type of its parameters only.
+    pub fn has_mixed_precision(&self) -> bool {
+        matches!(self, Self::EegFormer(_))
+    }
+
     /// Channels and samples of the windows it takes, and its outputs.
     pub fn extents(&self) -> (usize, usize, usize) {
         match self {

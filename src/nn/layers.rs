@@ -2,7 +2,7 @@
 
 use super::params::{Builder, Init, ParamId};
 use crate::Result;
-use crate::ops::gemm::{self, After};
+use crate::ops::gemm::{self, After, Mlp};
 use crate::ops::{attention, layernorm};
 use crate::tape::{Tape, Var};
 
@@ -47,7 +47,8 @@ impl Linear {
     /// As [`gemm::linear`].
     pub fn forward_with(&self, tape: &Tape<'_>, x: &Var, after: After<'_>) -> Result<Var> {
         let bias = tape.param(self.bias);
-        gemm::linear(tape, x, &tape.param(self.weight), After { bias: Some(&bias), ..after })
+        let weight = tape.weight(self.weight, x.dtype());
+        gemm::linear(tape, x, &weight, After { bias: Some(&bias), ..after })
     }
 }
 
@@ -156,10 +157,15 @@ impl TransformerLayer {
         })?;
         tape.scoped("mlp", || {
             let normal = self.norm2.forward(tape, &x)?;
-            let after = After { gelu: true, ..After::default() };
-            let hidden = self.linear1.forward_with(tape, &normal, after)?;
-            let after = After { dropout: self.dropout, residual: Some(&x), ..After::default() };
-            self.linear2.forward_with(tape, &hidden, after)
+            let dtype = normal.dtype();
+            let mlp = Mlp {
+                weight1: &tape.weight(self.linear1.weight, dtype),
+                bias1: &tape.param(self.linear1.bias),
+                weight2: &tape.weight(self.linear2.weight, dtype),
+                bias2: &tape.param(self.linear2.bias),
+                dropout: self.dropout,
+            };
+            gemm::mlp(tape, &normal, &mlp, &x)
         })
     }
 }

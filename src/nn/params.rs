@@ -178,6 +178,7 @@ impl Builder {
             index,
             values,
             grads,
+            copy: None,
         };
         params.initialise(seed)?;
         Ok(params)
@@ -194,6 +195,8 @@ pub struct Params {
     index: HashMap<String, usize>,
     values: Tensor,
     grads: Tensor,
+    /// All values in the type of mixed precision.
+    copy: Option<Tensor>,
 }
 
 impl Params {
@@ -287,6 +290,43 @@ impl Params {
         let (offset, shape) = (self.offsets[id.0], self.specs[id.0].shape);
         let part = flat.narrow(offset, shape.numel()).and_then(|part| part.reshape(shape));
         part.expect("offsets were placed within the array by `Builder::build`")
+    }
+
+    /// Keeps a copy of all values in `dtype` for [`Params::value_as`]; [`Params::enqueue_copy`] makes
+    /// it that of the present values.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn keep_copy(&mut self, dtype: DType) -> Result<()> {
+        if dtype != self.dtype() {
+            let n = self.values.numel();
+            self.copy = Some(self.backend().empty([n], dtype, "parameters.copy")?);
+        }
+        Ok(())
+    }
+
+    /// Type that activations have.
+    pub fn compute_type(&self) -> DType {
+        self.copy.as_ref().unwrap_or(&self.values).dtype()
+    }
+
+    /// Enqueues the copy of the present values, where one is kept.
+    ///
+    /// # Errors
+    /// As [`Backend::run`].
+    pub fn enqueue_copy(&self, tape: &crate::Tape<'_>) -> Result<()> {
+        match &self.copy {
+            Some(copy) => crate::ops::elementwise::copy(tape, &self.values, copy),
+            None => Ok(()),
+        }
+    }
+
+    /// Value of a parameter in `dtype`, where that is the copy's type; else the master's.
+    pub fn value_as(&self, id: ParamId, dtype: DType) -> Tensor {
+        match &self.copy {
+            Some(copy) if copy.dtype() == dtype => self.part_of(copy, id),
+            _ => self.value(id),
+        }
     }
 
     /// Value of a parameter.

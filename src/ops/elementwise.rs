@@ -45,6 +45,11 @@ pub struct Axpy {
 }
 
 impl Axpy {
+    /// y = scale * x for `n` elements.
+    pub fn scaling(n: usize, scale: f32) -> Self {
+        Self { n: size(n), scale, accumulate: 0 }
+    }
+
     /// y += scale * x for `n` elements.
     pub fn adding(n: usize, scale: f32) -> Self {
         Self { n: size(n), scale, accumulate: 1 }
@@ -352,6 +357,9 @@ pub fn cast(tape: &Tape<'_>, x: &Var, dtype: DType) -> Result<Var> {
 /// # Errors
 /// [`crate::Error::Shape`] when the element counts differ.
 pub fn reshape(tape: &Tape<'_>, x: &Var, shape: &[usize]) -> Result<Var> {
+    if let Some(leaf) = x.reshaped_leaf(shape)? {
+        return Ok(leaf);
+    }
     let y = x.tensor().reshape(shape)?;
     let input = x.clone();
     Ok(tape.push(y, &[x], move |grads, dy| grads.give(&input, dy)))

@@ -4,12 +4,13 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::dropout::Dropout;
+use super::elementwise::gelu_slope;
 use super::philox::Mask;
 use super::{expect_last, expect_same, op, size};
-use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
+use crate::backend::{Arch, Machine, Plan};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -22,11 +23,18 @@ pub const GELU: u32 = 2;
 pub const DROPOUT: u32 = 4;
 /// Adds a matrix `[m, n]` at the end.
 pub const RESIDUAL: u32 = 8;
-/// Adds to what the output holds. Not together with any of the above.
+/// Adds to what the output holds. Not together with a GELU.
 pub const ACCUMULATE: u32 = 16;
+/// Gives the sums of A's rows, over k, as well: the gradient of a bias. One product only.
+pub const SUMS: u32 = 32;
+/// Adds to the sums instead of overwriting them.
+pub const SUMS_ACCUMULATE: u32 = 64;
+/// Multiplies the product by the slope of the GELU at a matrix `[m, n]`.
+pub const GELU_SLOPE: u32 = 128;
 
 /// C = epilogue(A B) for each of `batch` products. Inputs: a, b, then those the flags ask for, in
-/// the order bias, rng, residual. Outputs: c, then the sum before the GELU.
+/// the order bias, rng, residual, sum before a GELU. Outputs: c, then the sum before the GELU, or
+/// the sums of A's rows `[m]`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Gemm {
@@ -83,8 +91,59 @@ impl Gemm {
         }
     }
 
-    fn plan(&self, kernel: &str) -> Plan {
-        Plan::new(kernel, [self.n.div_ceil(64), self.m.div_ceil(64), self.batch], 256)
+    fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
+        let dtype = kernel.trim_start_matches("gemm_");
+        let halves = matches!(dtype, "bf16" | "f16");
+        let on_matrix_units = matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && halves;
+        match self.layout().filter(|_| on_matrix_units) {
+            Some(layout) => self.tiled(arch, &format!("gemm_{layout}"), dtype),
+            None => self.plain_tiles(arch, dtype),
+        }
+    }
+
+    /// Which way round the operands lie, in the words of the matrix kernels.
+    fn layout(&self) -> Option<&'static str> {
+        match (self.a_cs == 1, self.b_cs == 1) {
+            (true, false) if self.b_rs == 1 => Some("nt"),
+            (true, true) => Some("nn"),
+            (false, true) if self.a_rs == 1 => Some("tn"),
+            _ => None,
+        }
+    }
+
+    /// Tiles of 128 x 128 where they fill the card, else of 64 x 64.
+    fn tiled(&self, arch: &Arch, kernel: &str, dtype: &str) -> Plan {
+        let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
+        let long = self.k >= LONG_K && self.batch == 1;
+        let wide = self.m > 64 && self.n > 64;
+        let (tile, threads, shared) = match wide && (tiles(128) >= arch.units || long) {
+            true => (128, 256, 73_728),
+            false => (64, 128, 32_768),
+        };
+        let blocks = tiles(tile) / self.batch;
+        self.split(arch, &format!("{kernel}_{tile}_{dtype}"), blocks, threads, dtype).with(shared)
+    }
+
+    fn plain_tiles(&self, arch: &Arch, dtype: &str) -> Plan {
+        let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile);
+        let nvidia = matches!(arch.machine, Machine::Cuda { .. });
+        let (kernel, blocks) = match nvidia && tiles(128) * self.batch >= arch.units {
+            true => ("gemm_large", tiles(128)),
+            false => ("gemm", tiles(64)),
+        };
+        self.split(arch, &format!("{kernel}_{dtype}"), blocks, 256, dtype).with(0)
+    }
+
+    /// `blocks` tiles a product, k split among several blocks where it is long and there are few.
+    fn split(&self, arch: &Arch, kernel: &str, blocks: u32, threads: u32, dtype: &str) -> Split {
+        let few = self.batch == 1 && self.k >= LONG_K && blocks < arch.units;
+        let splits = match few {
+            true => (2 * arch.units / blocks).clamp(1, self.k / (LONG_K / 4)),
+            false => 1,
+        };
+        let plan = Plan::new(kernel, [blocks, splits, self.batch], threads);
+        let end = format!("gemm_end_{dtype}");
+        Split { plan, splits, end, m: self.m as usize, n: self.n as usize }
     }
 
     /// True for what a vendor's library computes: nothing follows the product.
@@ -93,7 +152,34 @@ impl Gemm {
     }
 }
 
-op!(Gemm, "gemm", |op, arch, kernel| op.plan(kernel), vendor = Gemm::is_plain);
+op!(Gemm, "gemm", |op, arch, kernel| op.plan(arch, kernel), vendor = Gemm::is_plain);
+
+/// From this length on, sums over k are split among blocks where tiles are few.
+const LONG_K: u32 = 1024;
+
+/// A product whose sums may be split.
+struct Split {
+    plan: Plan,
+    splits: u32,
+    end: String,
+    m: usize,
+    n: usize,
+}
+
+impl Split {
+    /// The plan, the product's blocks having `shared` bytes of dynamic shared memory.
+    fn with(self, shared: usize) -> Plan {
+        let plan = self.plan.shared(shared);
+        if self.splits == 1 {
+            return plan;
+        }
+        let cells = self.m * self.n;
+        let threads = cells.div_ceil(4) + self.m;
+        let blocks = u32::try_from(threads.div_ceil(256)).unwrap_or(u32::MAX);
+        let workspace = 256 + 4 * self.splits as usize * (cells + self.m);
+        plan.then(self.end, [blocks, 1, 1], 256).workspace(workspace)
+    }
+}
 
 /// Multiplications above which one product is shared among threads.
 const SHARED_WORK: usize = 8_000_000;
@@ -103,6 +189,8 @@ struct Epilogue<'a, T> {
     bias: Option<&'a [T]>,
     mask: Option<Mask<'a>>,
     residual: Option<&'a [T]>,
+    /// Where the slope of a GELU is taken.
+    slope_at: Option<&'a [T]>,
 }
 
 impl<'a, T: Real> Epilogue<'a, T> {
@@ -115,6 +203,7 @@ impl<'a, T: Real> Epilogue<'a, T> {
             index
         };
         let (bias, rng, residual) = (take(BIAS), take(DROPOUT), take(RESIDUAL));
+        let slope_at = take(GELU_SLOPE);
         Ok(Self {
             bias: bias.map(|i| io.input_n(i, n)).transpose()?,
             mask: rng.map(|i| io.input::<i32>(i)).transpose()?.map(|state| Mask {
@@ -123,6 +212,7 @@ impl<'a, T: Real> Epilogue<'a, T> {
                 probability: op.probability,
             }),
             residual: residual.map(|i| io.input_n(i, total)).transpose()?,
+            slope_at: slope_at.map(|i| io.input_n(i, total)).transpose()?,
         })
     }
 
@@ -134,6 +224,10 @@ impl<'a, T: Real> Epilogue<'a, T> {
                     row.iter_mut().zip(bias).for_each(|(c, &b)| *c += b);
                 }
             });
+        }
+        if let Some(at) = self.slope_at {
+            let at = &at[first..first + c.len()];
+            vectorised!(c.iter_mut().zip(at).for_each(|(c, &x)| *c *= gelu_slope(x)));
         }
         if let Some(before) = before_gelu {
             vectorised!({
@@ -167,6 +261,13 @@ impl HostKernel for Gemm {
         };
         if m == 0 || n == 0 {
             return Ok(());
+        }
+        if self.flags & SUMS != 0 {
+            let sums = io.output_n::<T>(1, m)?;
+            if self.flags & SUMS_ACCUMULATE == 0 {
+                sums.fill(T::ZERO);
+            }
+            add_rows(a, (self.a_rs as usize, self.a_cs as usize), k, sums);
         }
         let beta = if self.flags & ACCUMULATE != 0 { T::ONE } else { T::ZERO };
         let left = |batch: usize, row: usize| {
@@ -205,6 +306,32 @@ impl HostKernel for Gemm {
     }
 }
 
+/// sums += the sums over k of each row of A `[m, k]`.
+fn add_rows<T: Real>(a: &[T], (a_rs, a_cs): (usize, usize), k: usize, sums: &mut [T]) {
+    if a_rs == 1 {
+        return add_columns(a, a_cs, k, sums);
+    }
+    sums.par_iter_mut().enumerate().for_each(|(row, sum)| {
+        *sum += (0..k).map(|i| a[row * a_rs + i * a_cs]).sum::<T>();
+    });
+}
+
+/// sums += the sums of the columns of x, whose `rows` rows are `step` apart. Columns, not rows, are
+/// shared out: no partial sums to store, one order of addition.
+fn add_columns<T: Real>(x: &[T], step: usize, rows: usize, sums: &mut [T]) {
+    sums.par_chunks_mut(64).enumerate().for_each(|(i, sums)| {
+        let first = i * 64;
+        vectorised!({
+            let mut total = [T::ZERO; 64];
+            for row in x.chunks(step).take(rows) {
+                let row = &row[first..first + sums.len()];
+                total.iter_mut().zip(row).for_each(|(t, &x)| *t += x);
+            }
+            sums.iter_mut().zip(total).for_each(|(s, t)| *s += t);
+        });
+    });
+}
+
 /// sums (+)= the columns' sums of a matrix `[rows, cols]`: the gradient of a bias. Input: x;
 /// output: sums `[cols]`.
 #[repr(C)]
@@ -230,18 +357,7 @@ impl HostKernel for ColumnSums {
         if self.accumulate == 0 {
             sums.fill(T::ZERO);
         }
-        // Columns, not rows, are shared out: no partial sums to store, one order of addition.
-        sums.par_chunks_mut(64).enumerate().for_each(|(i, sums)| {
-            let first = i * 64;
-            vectorised!({
-                let mut total = [T::ZERO; 64];
-                for row in x.chunks_exact(cols) {
-                    let row = &row[first..first + sums.len()];
-                    total.iter_mut().zip(row).for_each(|(t, &x)| *t += x);
-                }
-                sums.iter_mut().zip(total).for_each(|(s, t)| *s += t);
-            });
-        });
+        add_columns(x, cols, rows, sums);
         Ok(())
     }
 }
@@ -349,16 +465,7 @@ impl Saved {
         } else {
             drop(dy);
         }
-        if let Some(to) = self.bias.as_ref().map(|bias| grads.target(bias)).transpose()?.flatten() {
-            let op =
-                ColumnSums { rows: size(rows), cols: size(out), accumulate: to.accumulate.into() };
-            grads.tape().run(op, &[&dz], &[&to.tensor])?;
-        }
-        if let Some(to) = grads.target(&self.weight)? {
-            let flags = if to.accumulate { ACCUMULATE } else { 0 };
-            let op = Gemm::dense((out, inner, rows), true, false, flags);
-            grads.tape().run(op, &[&dz, self.x.tensor()], &[&to.tensor])?;
-        }
+        weight_gradients(grads, &dz, &self.x, &self.weight, self.bias.as_ref())?;
         if let Some(to) = grads.target(&self.x)? {
             let flags = if to.accumulate { ACCUMULATE } else { 0 };
             let op = Gemm::dense((rows, inner, out), false, false, flags);
@@ -366,6 +473,115 @@ impl Saved {
         }
         Ok(())
     }
+}
+
+/// Adds the gradients of a linear layer's weight and bias, from that of its result: one pass over
+/// `dz` for both.
+fn weight_gradients(
+    grads: &mut crate::tape::Grads<'_, '_>,
+    dz: &Tensor,
+    x: &Var,
+    weight: &Var,
+    bias: Option<&Var>,
+) -> Result<()> {
+    let (out, inner) = (weight.dims()[0], weight.dims()[1]);
+    let rows = dz.numel() / out.max(1);
+    let for_bias = bias.map(|bias| grads.target(bias)).transpose()?.flatten();
+    let Some(for_weight) = grads.target(weight)? else {
+        if let Some(to) = for_bias {
+            let accumulate = to.accumulate.into();
+            let op = ColumnSums { rows: size(rows), cols: size(out), accumulate };
+            grads.tape().run(op, &[dz], &[&to.tensor])?;
+        }
+        return Ok(());
+    };
+    let mut flags = if for_weight.accumulate { ACCUMULATE } else { 0 };
+    let mut outputs = vec![&for_weight.tensor];
+    if let Some(to) = &for_bias {
+        flags |= if to.accumulate { SUMS | SUMS_ACCUMULATE } else { SUMS };
+        outputs.push(&to.tensor);
+    }
+    let op = Gemm::dense((out, inner, rows), true, false, flags);
+    grads.tape().run(op, &[dz, x.tensor()], &outputs)
+}
+
+/// Parameters of a [`mlp`].
+#[derive(Debug)]
+pub struct Mlp<'a> {
+    /// `[hidden, width]`
+    pub weight1: &'a Var,
+    /// `[hidden]`
+    pub bias1: &'a Var,
+    /// `[width, hidden]`
+    pub weight2: &'a Var,
+    /// `[width]`
+    pub bias2: &'a Var,
+    /// Drops elements of the result with this probability, in training.
+    pub dropout: f32,
+}
+
+/// residual + dropout(W2 gelu(W1 x + b1) + b2) for `x` and `residual` `[.., width]`. As two linear
+/// layers, but the slope of the GELU is multiplied into the product that gives the hidden gradient.
+///
+/// # Errors
+/// [`Error::Shape`] when operands do not fit.
+pub fn mlp(tape: &Tape<'_>, x: &Var, mlp: &Mlp<'_>, residual: &Var) -> Result<Var> {
+    let (&[hidden, width], &[out, inner]) = (mlp.weight1.dims(), mlp.weight2.dims()) else {
+        return Err(Error::shape("mlp", "weights that are no matrices"));
+    };
+    expect_last("mlp", x.dims(), width)?;
+    expect_same("mlp", &[out, inner], &[width, hidden])?;
+    expect_same("mlp", mlp.bias1.dims(), &[hidden])?;
+    expect_same("mlp", mlp.bias2.dims(), &[width])?;
+    expect_same("mlp", residual.dims(), x.dims())?;
+    let rows = x.tensor().numel() / width;
+    let before = tape.empty([rows, hidden], x.dtype(), "pre_gelu")?;
+    let after = tape.empty([rows, hidden], x.dtype(), "hidden")?;
+    let op = Gemm::dense((rows, hidden, width), false, true, BIAS | GELU);
+    let inputs = [x.tensor(), mlp.weight1.tensor(), mlp.bias1.tensor()];
+    tape.run(op, &inputs, &[&after, &before])?;
+    let y = tape.empty(*x.shape(), x.dtype(), "mlp")?;
+    let rng = tape.rng().filter(|_| tape.is_training() && mlp.dropout > 0.0).cloned();
+    let mut op = Gemm::dense((rows, width, hidden), false, true, BIAS | RESIDUAL);
+    let mut inputs = vec![&after, mlp.weight2.tensor(), mlp.bias2.tensor()];
+    if let Some(rng) = &rng {
+        op.flags |= DROPOUT;
+        op.stream = tape.next_stream();
+        op.probability = mlp.dropout;
+        inputs.push(rng);
+    }
+    inputs.push(residual.tensor());
+    tape.run(op, &inputs, &[&y])?;
+    let vars = [x, mlp.weight1, mlp.bias1, mlp.weight2, mlp.bias2, residual];
+    let saved = vars.map(Var::clone);
+    Ok(tape.push(y, &vars, move |grads, dy| {
+        let [x, weight1, bias1, weight2, bias2, residual] = &saved;
+        let dz = match &rng {
+            Some(rng) => {
+                let dz = grads.tape().empty(*dy.shape(), dy.dtype(), "grad.dropout")?;
+                let (n, stream) = (size(dy.numel()), op.stream);
+                let mask = Dropout { n, stream, probability: op.probability, accumulate: 0 };
+                grads.tape().run(mask, &[&dy, rng], &[&dz])?;
+                dz
+            }
+            None => dy.clone(),
+        };
+        grads.give(residual, dy)?;
+        let after = Var::constant(after);
+        weight_gradients(grads, &dz, &after, weight2, Some(bias2))?;
+        drop(after);
+        let d_hidden = grads.tape().empty([rows, hidden], dz.dtype(), "grad.pre_gelu")?;
+        let op = Gemm::dense((rows, hidden, width), false, false, GELU_SLOPE);
+        grads.tape().run(op, &[&dz, weight2.tensor(), &before], &[&d_hidden])?;
+        drop((dz, before));
+        weight_gradients(grads, &d_hidden, x, weight1, Some(bias1))?;
+        if let Some(to) = grads.target(x)? {
+            let flags = if to.accumulate { ACCUMULATE } else { 0 };
+            let op = Gemm::dense((rows, width, hidden), false, false, flags);
+            grads.tape().run(op, &[&d_hidden, weight1.tensor()], &[&to.tensor])?;
+        }
+        Ok(())
+    }))
 }
 
 /// A B for each of a batch of matrices `[batch, m, k]` and `[batch, k, n]`, either transposed.

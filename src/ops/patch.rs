@@ -8,7 +8,7 @@ use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::Real;
 use crate::tape::{Tape, Var};
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// tokens[b, t, c * patch + k] = window[b, c, t * patch + k], or back. Samples past the last whole
 /// patch are left out (their gradient is 0). Input and output: window `[batch, channels, time]`
@@ -63,11 +63,12 @@ impl HostKernel for Patchify {
     }
 }
 
-/// Tokens `[batch, time / patch, channels * patch]` of windows `[batch, channels, time]`.
+/// Tokens `[batch, time / patch, channels * patch]` of type `dtype`, of windows `[batch, channels,
+/// time]`.
 ///
 /// # Errors
 /// [`Error::Shape`] when `x` has not three axes or is shorter than a patch.
-pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize) -> Result<Var> {
+pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize, dtype: DType) -> Result<Var> {
     let &[batch, channels, time] = x.dims() else {
         return Err(Error::shape("patchify", format!("a window batch of shape {}", x.shape())));
     };
@@ -82,7 +83,7 @@ pub fn patchify(tape: &Tape<'_>, x: &Var, patch: usize) -> Result<Var> {
         backward: 0,
         accumulate: 0,
     };
-    let y = tape.empty([batch, time / patch, channels * patch], x.dtype(), "patches")?;
+    let y = tape.empty([batch, time / patch, channels * patch], dtype, "patches")?;
     tape.run(op, &[x.tensor()], &[&y])?;
     let input = x.clone();
     Ok(tape.push(y, &[x], move |grads, dy| {

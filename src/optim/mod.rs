@@ -177,6 +177,11 @@ impl Optimizer {
         }
     }
 
+    /// Gradient norm of the last step, before clipping, and the factor that followed from it `[2]`.
+    pub fn norm_tensor(&self) -> &Tensor {
+        &self.norm
+    }
+
     /// Gradient norm of the last step, before clipping.
     ///
     /// # Errors

@@ -184,6 +184,7 @@ mod tests {
             rule: Rule::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8 },
             average: false,
             dtype: DType::F32,
+            compute: None,
             seed: 1,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::dataset::Dataset;
 use super::step::{Objective, StepSpec};
-use crate::config::{ClassWeights, LossName, ModelName, OptimizerName, Recompute, Settings};
+use crate::config::{Amp, ClassWeights, LossName, ModelName, OptimizerName, Recompute, Settings};
 use crate::metrics::Task;
 use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
 use crate::ops::loss::Pointwise;
@@ -102,6 +102,15 @@ fn objective(settings: &Settings, task: &Task, labels: &[f64]) -> Result<Objecti
     Ok(Objective::CrossEntropy { weights, smoothing: t.label_smoothing as f32 })
 }
 
+/// Type of activations for a setting of mixed precision.
+pub fn compute_type(amp: Amp) -> Option<DType> {
+    match amp {
+        Amp::Off | Amp::Tf32 => None,
+        Amp::Bf16 => Some(DType::Bf16),
+        Amp::F16 => Some(DType::F16),
+    }
+}
+
 /// The step of a run: what is allocated and recorded, for these training labels.
 pub fn step_spec(
     settings: &Settings,
@@ -119,6 +128,7 @@ pub fn step_spec(
         rule: rule(settings),
         average: settings.train.ema.is_some(),
         dtype: DType::F32,
+        compute: compute_type(settings.train.amp),
         seed: settings.train.seed,
     })
 }

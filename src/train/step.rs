@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, MemoryUse, Replay};
+use crate::backend::{Backend, Later, MemoryUse, Replay};
 use crate::model::{Model, ModelConfig};
 use crate::nn::params::{Builder, Params, Part};
 use crate::ops::elementwise::{Axpy, Fill};
@@ -43,8 +43,11 @@ pub struct StepSpec {
     pub rule: Rule,
     /// Keep averaged weights.
     pub average: bool,
-    /// Type of parameters and activations: f32, or f64 for checks.
+    /// Type of parameters, their gradients and the loss: f32, or f64 for checks.
     pub dtype: DType,
+    /// Mixed precision: the type of activations and of the weights in products, bf16 or f16. None:
+    /// `dtype`.
+    pub compute: Option<DType>,
     /// Seed of the first weights.
     pub seed: u64,
 }
@@ -60,8 +63,35 @@ pub struct Step {
     weights: Option<Tensor>,
     rng: Tensor,
     loss: Tensor,
+    /// What the loss is multiplied by before the backward pass, where f16 needs it.
+    loss_scale: Option<Tensor>,
     train: Option<Replay>,
     eval: Option<Evaluation>,
+}
+
+/// What one update found, on its way to the host.
+#[derive(Debug)]
+pub struct Results {
+    loss: Later,
+    norm: Later,
+    dtype: DType,
+}
+
+impl Results {
+    /// Waits for the loss and the gradient's norm before clipping.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn wait(self) -> Result<(f64, f64)> {
+        let first = |later: Later| -> Result<f64> {
+            let bytes = later.wait()?;
+            Ok(match self.dtype {
+                DType::F64 => bytes.first_chunk().map_or(f64::NAN, |b| f64::from_le_bytes(*b)),
+                _ => bytes.first_chunk().map_or(f64::NAN, |b| f32::from_le_bytes(*b).into()),
+            })
+        };
+        Ok((first(self.loss)?, first(self.norm)?))
+    }
 }
 
 /// A recorded forward pass.
@@ -79,7 +109,10 @@ impl Step {
     pub fn new(backend: Arc<dyn Backend>, spec: StepSpec) -> Result<Self> {
         let mut builder = Builder::default();
         let model = spec.model.build(&mut builder)?;
-        let params = builder.build(backend, spec.dtype, spec.seed)?;
+        let mut params = builder.build(backend, spec.dtype, spec.seed)?;
+        if let Some(compute) = spec.compute.filter(|_| spec.model.has_mixed_precision()) {
+            params.keep_copy(compute)?;
+        }
         let optimizer = Optimizer::new(&params, spec.rule, model.layers(), spec.average)?;
         let (channels, window, outputs) = spec.model.extents();
         let backend = params.backend();
@@ -98,6 +131,10 @@ impl Step {
         };
         let rng = backend.empty([philox::STATE_WORDS], DType::I32, "rng")?;
         let loss = backend.empty([1], spec.dtype, "loss")?;
+        let loss_scale = match params.compute_type() {
+            DType::F16 => Some(backend.empty([1], spec.dtype, "loss_scale")?),
+            _ => None,
+        };
         let eval = match spec.eval_batch {
             0 => None,
             n => Some(Evaluation {
@@ -116,6 +153,7 @@ impl Step {
             weights,
             rng,
             loss,
+            loss_scale,
             train: None,
             eval,
         };
@@ -154,6 +192,7 @@ impl Step {
         let grads = self.params.grads();
         tape.run(Fill::new(grads.numel(), 0.0), &[], &[grads])?;
         tape.run(Fill::new(1, 0.0), &[], &[&self.loss])?;
+        self.params.enqueue_copy(&tape)?;
         let (batch, passes) = (self.spec.batch, self.spec.accumulation);
         let share = 1.0 / passes as f32;
         let mut stream = 0;
@@ -165,7 +204,14 @@ impl Step {
             let outputs = self.model.forward(&tape, &windows)?;
             let loss = self.loss_of(&tape, &outputs, &targets)?;
             tape.run(Axpy::adding(1, share), &[loss.tensor()], &[&self.loss])?;
-            tape.backward(&loss, share)?;
+            match &self.loss_scale {
+                Some(scale) => {
+                    let seed = tape.empty([1], loss.dtype(), "grad.loss")?;
+                    tape.run(Axpy::scaling(1, share), &[scale], &[&seed])?;
+                    tape.backward_from(&loss, seed)?;
+                }
+                None => tape.backward(&loss, share)?,
+            }
             stream = tape.next_stream();
         }
         self.optimizer.enqueue(&tape)
@@ -183,6 +229,7 @@ impl Step {
 
     fn enqueue_evaluation(&self, eval: &Evaluation) -> Result<()> {
         let tape = Tape::inference(&self.params);
+        self.params.enqueue_copy(&tape)?;
         let outputs = self.model.forward(&tape, &Var::constant(eval.windows.clone()))?;
         crate::ops::elementwise::copy(&tape, outputs.tensor(), &eval.outputs)
     }
@@ -255,6 +302,9 @@ impl Step {
     pub fn train(&self, seed: u64, control: Control, rates: impl Fn(Part) -> Rates) -> Result<()> {
         let backend = self.params.backend();
         backend.write(&self.rng, &philox::state(seed, control.step))?;
+        if let Some(scale) = &self.loss_scale {
+            self.params.write_floats(scale, &[control.loss_scale])?;
+        }
         self.optimizer.prepare(&self.params, control, rates)?;
         match &self.train {
             Some(replay) => backend.replay(replay),
@@ -271,6 +321,17 @@ impl Step {
             DType::F64 => Ok(self.params.backend().read::<f64>(&self.loss)?[0]),
             _ => Ok(f64::from(self.params.read_floats(&self.loss)?[0])),
         }
+    }
+
+    /// Loss and gradient norm of the last update, to be waited for when they are wanted.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn results_later(&self) -> Result<Results> {
+        let later =
+            |from: &Tensor| Arc::clone(self.params.backend_arc()).download_later(from.view());
+        let (loss, norm) = (later(&self.loss)?, later(self.optimizer.norm_tensor())?);
+        Ok(Results { loss, norm, dtype: self.spec.dtype })
     }
 
     /// Outputs `[n, outputs]` of windows `[n, channels, time]`, for any n.

@@ -5,7 +5,7 @@ use engine::ops::batchnorm::{Norm, batchnorm};
 use engine::ops::conv::{Steps, conv1d};
 use engine::ops::elementwise::{self, Function};
 use engine::ops::filters::compose;
-use engine::ops::gemm::{After, linear, matmul};
+use engine::ops::gemm::{After, Mlp, linear, matmul, mlp as mlp_of};
 use engine::ops::loss::{Pointwise, cross_entropy, pointwise};
 use engine::ops::pool::{Kind, mean_time, pool};
 use engine::ops::{attention, dropout, layernorm, patch, positions, softmax, spectral};
@@ -111,6 +111,20 @@ fn products(table: &mut Table) {
     table.add("linear of its residual", &[(&[6, 9], Normal), (&[9, 9], Normal)], |tape, v| {
         linear(tape, &v[0], &v[1], After { residual: Some(&v[0]), ..After::default() })
     });
+    let operands: [(&[usize], Draw); 6] = [
+        (&[3, 7, 8], Normal),
+        (&[32, 8], Normal),
+        (&[32], Normal),
+        (&[8, 32], Normal),
+        (&[8], Normal),
+        (&[3, 7, 8], Normal),
+    ];
+    for dropout in [0.0, 0.3] {
+        table.add(&format!("mlp dropout {dropout}"), &operands, move |tape, v| {
+            let mlp = Mlp { weight1: &v[1], bias1: &v[2], weight2: &v[3], bias2: &v[4], dropout };
+            mlp_of(tape, &v[0], &mlp, &v[5])
+        });
+    }
     for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
         let a: &[usize] = if a_t { &[3, 6, 5] } else { &[3, 5, 6] };
         let b: &[usize] = if b_t { &[3, 7, 6] } else { &[3, 6, 7] };
@@ -144,7 +158,9 @@ fn transformers(table: &mut Table) {
     });
     for patch in [1, 3, 4] {
         let name = format!("patchify {patch}");
-        table.add(&name, &[(&[2, 5, 17], Normal)], move |t, v| patch::patchify(t, &v[0], patch));
+        table.add(&name, &[(&[2, 5, 17], Normal)], move |t, v| {
+            patch::patchify(t, &v[0], patch, v[0].dtype())
+        });
     }
     for (batch, time, channels) in [(1, 1, 2), (2, 2, 3), (2, 33, 5), (3, 20, 4), (2, 200, 3)] {
         let gain = [time / 2 + 1, channels, 2];
