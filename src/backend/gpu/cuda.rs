@@ -9,7 +9,7 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::blas::{Matrix, Product};
 use super::driver::{Driver, Launch};
-use super::images;
+use super::images::{self, Image};
 use crate::backend::route::Wishes;
 use crate::backend::{Arch, Machine};
 use crate::{DType, Error, Result};
@@ -202,10 +202,6 @@ impl Cuda {
             let problem = format!("card {ordinal} of {cards}");
             return Err(refused(problem, "`engine devices` lists the cards there are"));
         }
-        if images::CUDA.is_empty() {
-            let problem = "this program was built without CUDA kernels";
-            return Err(refused(problem, "run `scripts/toolchain cuda` and build it again"));
-        }
         let card = |e| failed("opening the card", e);
         let device = result::device::get(ordinal as c_int).map_err(card)?;
         // SAFETY: `device` is a valid card; released in `Context::drop`.
@@ -215,6 +211,9 @@ impl Cuda {
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
         let inner = Arc::new(Context { device, context, stream: stream.map_err(card)? });
         let mut arch = arch_of(device)?;
+        if let Some((problem, remedy)) = images::why_not(arch.machine) {
+            return Err(refused(problem, &remedy));
+        }
         let modules = load_modules(&arch)?;
         let blas = open_blas(inner.stream)?;
         arch.blas = blas.is_some();
@@ -290,12 +289,13 @@ fn arch_of(device: sys::CUdevice) -> Result<Arch> {
 }
 
 fn load_modules(arch: &Arch) -> Result<Vec<Module>> {
-    let load = |image: &&[u8]| {
-        // SAFETY: a whole fat binary, made by nvcc and aligned by `images`.
-        let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        module.map(Module).map_err(|e| failed(&format!("the kernels for {}", arch.name), e))
+    let load = |image: &Image| {
+        // SAFETY: a whole cubin, or PTX with its NUL, made by nvcc and aligned by `images`.
+        let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
+        let what = format!("the kernels of {} for {}", image.source, arch.name);
+        module.map(Module).map_err(|e| failed(&what, e))
     };
-    images::CUDA.iter().map(load).collect()
+    images::of(arch.machine).into_iter().map(load).collect()
 }
 
 /// A cuBLAS handle on `stream` with memory of its own, so that products can be recorded; None where
