@@ -153,19 +153,25 @@ template <class T, int N> struct alignas(N * sizeof(T)) Pack { T at[N]; };
 // Elements that fit 16 bytes.
 template <class T> constexpr int PACK = 16 / int(sizeof(T));
 
+// `bytes` is a power of two.
+DEVICE bool aligned(const void* p, unsigned bytes = 16) {
+  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
+}
+
+// Moves of N elements; where they take more than 16 bytes, in pieces of 16.
+template <class T, int N> constexpr int PIECE_OF = N * int(sizeof(T)) > 16 ? PACK<T> : N;
 template <class T, int N> DEVICE void load_pack(float (&to)[N], const T* from) {
-  Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
-  UNROLL for (int i = 0; i < N; ++i) to[i] = value_of(pack.at[i]);
+  constexpr int n = PIECE_OF<T, N>;
+  Pack<T, n> pack[N / n];
+  UNROLL for (int i = 0; i < N / n; ++i) pack[i] = reinterpret_cast<const Pack<T, n>*>(from)[i];
+  UNROLL for (int i = 0; i < N; ++i) to[i] = value_of(pack[i / n].at[i % n]);
 }
 
 template <class T, int N> DEVICE void store_pack(T* to, const float (&from)[N]) {
-  Pack<T, N> pack;
-  UNROLL for (int i = 0; i < N; ++i) pack.at[i] = rounded<T>(from[i]);
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
-}
-
-DEVICE bool aligned(const void* p, unsigned bytes) {
-  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
+  constexpr int n = PIECE_OF<T, N>;
+  Pack<T, n> pack[N / n];
+  UNROLL for (int i = 0; i < N; ++i) pack[i / n].at[i % n] = rounded<T>(from[i]);
+  UNROLL for (int i = 0; i < N / n; ++i) reinterpret_cast<Pack<T, n>*>(to)[i] = pack[i];
 }
 
 // --- Operands ------------------------------------------------------------------------------------
@@ -206,6 +212,14 @@ struct Any {
     }
   }
   DEVICE void put(size_t i, float x, bool add) const { set(i, add ? (*this)[i] + x : x); }
+  // Elements i .. i + N - 1, where `base` is 16-byte aligned and i a multiple of N.
+  template <int N> DEVICE void load(float (&to)[N], size_t i) const {
+    switch (kind) {
+      case KIND_BF16: load_pack(to, static_cast<const bf16*>(base) + i); break;
+      case KIND_F16: load_pack(to, static_cast<const f16*>(base) + i); break;
+      default: load_pack(to, static_cast<const float*>(base) + i); break;
+    }
+  }
 };
 DEVICE Any any(const Operands& io, int i) { return Any{io.at[i], kind_of(io, i)}; }
 

@@ -56,7 +56,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("gemm", &["gemm"]),
     ("attention", &["attention", "attention_backward"]),
     ("spectral", &["spectral", "spectral_backward", "spectral_gain"]),
-    ("layernorm", &["layernorm", "layernorm_backward", "layernorm_params"]),
+    ("layernorm", &["layernorm", "layernorm_backward", "layernorm_params", "layernorm_both"]),
     ("batchnorm", &["batchnorm", "batchnorm_stats", "batchnorm_sums", "batchnorm_backward"]),
     ("softmax", &["softmax", "softmax_backward"]),
     (

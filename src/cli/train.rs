@@ -8,15 +8,15 @@ use serde_json::json;
 use super::args::TrainArgs;
 use super::console::{self, Console};
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
-use crate::config::{self, DeviceName, Resolved, Settings};
+use crate::config::{self, Resolved, Settings};
 use crate::data::split::{Part, Split, Strata, by_fractions, k_fold};
 use crate::data::window::Window;
 use crate::metrics::Scores;
 use crate::report::{Fold, Report};
 use crate::train::dataset::{self, Dataset};
+use crate::train::device::Found;
 use crate::train::fit::{Ended, Fit, curves, windows_of};
-use crate::train::planner::{host_memory, plan_batch};
+use crate::train::planner::plan_batch;
 use crate::train::recipe::step_spec;
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
@@ -24,30 +24,18 @@ use crate::train::signal;
 use crate::train::state::{About, Loaded};
 use crate::{Error, Result};
 
-/// Memory of a CPU run where the system does not say what is free.
-const MEMORY_UNKNOWN: u64 = 4 << 30;
-
-/// The device of the settings.
+/// The device of the settings, and what there is to say about it.
 ///
 /// # Errors
-/// [`Error::Input`] for a device this build has no kernels for.
+/// As [`Found::search`] and [`Found::open`].
 pub fn device(settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>> {
-    let d = &settings.device;
-    if matches!(d.device, DeviceName::Cuda | DeviceName::Hip) {
-        let problem = format!("this build has no kernels for {}", d.device);
-        let remedy = "use --device cpu, or auto; `engine devices` says what was found";
-        return Err(Error::input(format!("--device {}", d.device), problem, remedy));
-    }
-    let free = || host_memory().map_or(MEMORY_UNKNOWN, |memory| memory.available);
-    let limit = d.memory.map_or_else(free, |bytes| bytes.0);
-    let cpu = Cpu::new(settings.train.threads.unwrap_or(0), limit)?;
-    let arch = cpu.arch();
-    console.say(&format!("device {} with {} threads", arch.name, arch.units));
-    if settings.train.amp != config::Amp::Off {
-        let amp = settings.train.amp;
-        console.warn(&format!("--amp {amp} is for GPUs: the CPU computes in f32"));
-    }
-    Ok(Arc::new(cpu))
+    opened(Found::search(settings.device.device)?, settings, console)
+}
+
+fn opened(found: Found, settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>> {
+    let (backend, said) = found.open(settings)?;
+    said.iter().for_each(|line| console.say(line));
+    Ok(backend)
 }
 
 /// Runs the command.
@@ -56,6 +44,7 @@ pub fn device(settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>
 /// Whatever is wrong with settings, data, files or the training itself.
 pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     signal::install()?;
+    let mut found = None;
     let (resolved, run, resume) = match &args.resume {
         Some(dir) => {
             let run = RunDir::resume(dir)?;
@@ -66,7 +55,11 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
         None => {
             let flags = args.assignments()?;
             let file = args.settings.config.as_deref();
-            let resolved = config::resolve(file, &flags, Some("cpu"))?;
+            // The profile is that of the device, which flags and file may name.
+            let wanted = config::resolve(file, &flags, None)?.settings.device.device;
+            let device = Found::search(wanted)?;
+            let resolved = config::resolve(file, &flags, Some(device.profile()))?;
+            found = Some(device);
             check_paths(&resolved.settings)?;
             let s = &resolved.settings;
             let run = RunDir::create(s.run.dir.as_deref(), s.model.name.word(), &s.data.target)?;
@@ -78,7 +71,7 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
         }
     };
     let session = Session { resolved: &resolved, paths: &run.paths, console, resume };
-    let ended = match console.log_to(&run.paths.log()).and_then(|()| session.run()) {
+    let ended = match console.log_to(&run.paths.log()).and_then(|()| session.run(found)) {
         Ok(ended) => ended,
         Err(error) => {
             // Nothing was trained: the mended command should not find its folder taken.
@@ -133,10 +126,13 @@ impl Session<'_> {
         self.paths.metrics().exists() || self.paths.fold(1).metrics().exists()
     }
 
-    fn run(&self) -> Result<Ended> {
+    fn run(&self, found: Option<Found>) -> Result<Ended> {
         let start = Instant::now();
         let settings = self.settings();
-        let backend = device(settings, self.console)?;
+        let backend = match found {
+            Some(found) => opened(found, settings, self.console)?,
+            None => device(settings, self.console)?,
+        };
         let data = match dataset::open(settings, self.console, signal::stop_flag()) {
             Err(_) if signal::stop_requested() => return Ok(Ended::Interrupted),
             other => other?,
@@ -269,7 +265,7 @@ impl Session<'_> {
         if self.resume && paths.last().exists() {
             return Ok(Loaded::open(&paths.last())?.progress()?.batch);
         }
-        let spec = step_spec(settings, data, &labels, 0)?;
+        let spec = step_spec(settings, data, &labels, (0, backend.arch().machine))?;
         let arch = backend.arch();
         let (batch, _) = plan_batch(arch, arch.memory, &spec)?;
         Ok(batch.min((train.len() / 4).max(1)))

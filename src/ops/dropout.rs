@@ -3,9 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::philox::Mask;
-use super::{op, size};
+use super::{op, plans, size};
 use crate::Result;
-use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::Real;
@@ -25,7 +24,7 @@ pub struct Dropout {
     pub accumulate: u32,
 }
 
-op!(Dropout, "dropout", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(Dropout, "dropout", |op, arch, kernel| plans::elements(kernel, op.n as usize));
 
 impl HostKernel for Dropout {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

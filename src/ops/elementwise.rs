@@ -2,8 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{expect_same, op, size};
-use crate::backend::Plan;
+use super::{expect_same, op, plans, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, normal_cdf, normal_pdf, vectorised};
@@ -26,7 +25,7 @@ impl Fill {
     }
 }
 
-op!(Fill, "fill", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(Fill, "fill", |op, arch, kernel| plans::elements(kernel, op.n as usize));
 
 impl HostKernel for Fill {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -56,7 +55,7 @@ impl Axpy {
     }
 }
 
-op!(Axpy, "axpy", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(Axpy, "axpy", |op, arch, kernel| plans::elements(kernel, op.n as usize));
 
 impl HostKernel for Axpy {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -102,7 +101,7 @@ pub struct Binary {
     accumulate: u32,
 }
 
-op!(Binary, "binary", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(Binary, "binary", |op, arch, kernel| plans::elements(kernel, op.n as usize));
 
 impl HostKernel for Binary {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -187,7 +186,7 @@ pub struct Unary {
     function: u32,
 }
 
-op!(Unary, "unary", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(Unary, "unary", |op, arch, kernel| plans::elements(kernel, op.n as usize));
 
 #[inline(always)]
 fn value<T: Real>(function: u32, x: T) -> T {
@@ -289,7 +288,7 @@ pub struct UnaryBackward {
     accumulate: u32,
 }
 
-op!(UnaryBackward, "unary_backward", |op, arch, kernel| { Plan::elements(kernel, op.n as usize) });
+op!(UnaryBackward, "unary_backward", |op, arch, kernel| { plans::elements(kernel, op.n as usize) });
 
 impl HostKernel for UnaryBackward {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::dropout::Dropout;
 use super::elementwise::gelu_slope;
 use super::philox::Mask;
-use super::{expect_last, expect_same, op, size};
+use super::{expect_last, expect_same, op, plans, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
@@ -345,9 +345,26 @@ pub struct ColumnSums {
     pub accumulate: u32,
 }
 
-op!(ColumnSums, "column_sums", |op, arch, kernel| {
-    Plan::blocks(kernel, (op.cols as usize).div_ceil(32), 256)
-});
+op!(ColumnSums, "column_sums", |op, arch, kernel| { op.plan(arch, kernel) });
+
+impl ColumnSums {
+    /// Strips of columns, cut into ranges of rows that fill the machine; a second stage adds up
+    /// what several ranges found (`kernels/reduce.cu`).
+    fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
+        let (rows, cols, pack) = (self.rows as usize, self.cols as usize, plans::pack(kernel));
+        let lanes = match cols.div_ceil(pack) {
+            0..=8 => 8,
+            9..=16 => 16,
+            _ => 32,
+        };
+        let strips = cols.div_ceil(lanes * pack).max(1);
+        // A thread has 4 rows at least.
+        let most = rows.div_ceil(4 * 256 / lanes).max(1);
+        let ranges = (4 * arch.units as usize).div_ceil(strips).clamp(1, most);
+        let plan = Plan::new(kernel, [size(strips), size(ranges), 1], 256);
+        if ranges == 1 { plan } else { plans::add_partials(plan, kernel, ranges, cols) }
+    }
+}
 
 impl HostKernel for ColumnSums {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

@@ -3,9 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{expect_last, op, size};
+use super::{expect_last, op, plans, size};
 use crate::Result;
-use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::{for_rows, for_rows3};
 use crate::backend::cpu::real::{Real, vectorised};
@@ -22,7 +21,7 @@ pub struct LayerNorm {
 }
 
 op!(LayerNorm, "layernorm", |op, arch, kernel| {
-    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
+    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 2)
 });
 
 /// Lanes a row is summed in: as many partial sums as the widest vectors hold.
@@ -81,7 +80,7 @@ pub struct LayerNormBackward {
 }
 
 op!(LayerNormBackward, "layernorm_backward", |op, arch, kernel| {
-    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
+    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 1)
 });
 
 impl HostKernel for LayerNormBackward {
@@ -89,20 +88,31 @@ impl HostKernel for LayerNormBackward {
         let (rows, cols) = (self.rows as usize, self.cols as usize);
         let (dy, x) = (io.input_n::<T>(0, rows * cols)?, io.input_n::<T>(1, rows * cols)?);
         let gamma = io.input_n::<T>(2, cols)?;
-        let (mean, rstd) = (io.input_n::<T>(3, rows)?, io.input_n::<T>(4, rows)?);
-        let inverse = T::ONE / T::of(cols as f64);
-        let add = self.accumulate != 0;
-        for_rows(io.output_n::<T>(0, rows * cols)?, cols, 8 * cols, |first, dx| {
-            vectorised!({
-                for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
-                    let row = first + i;
-                    let (dy, x) = (&dy[row * cols..][..cols], &x[row * cols..][..cols]);
-                    row_backward((dy, x, gamma), (mean[row], rstd[row]), inverse, add, dx);
-                }
-            });
-        });
+        let stats = (io.input_n::<T>(3, rows)?, io.input_n::<T>(4, rows)?);
+        let dx = io.output_n::<T>(0, rows * cols)?;
+        input_gradient((dy, x, gamma), stats, self.accumulate != 0, dx);
         Ok(())
     }
+}
+
+/// dx of all rows.
+fn input_gradient<T: Real>(
+    (dy, x, gamma): (&[T], &[T], &[T]),
+    (mean, rstd): (&[T], &[T]),
+    add: bool,
+    dx: &mut [T],
+) {
+    let cols = gamma.len();
+    let inverse = T::ONE / T::of(cols as f64);
+    for_rows(dx, cols, 8 * cols, |first, dx| {
+        vectorised!({
+            for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
+                let row = first + i;
+                let (dy, x) = (&dy[row * cols..][..cols], &x[row * cols..][..cols]);
+                row_backward((dy, x, gamma), (mean[row], rstd[row]), inverse, add, dx);
+            }
+        });
+    });
 }
 
 /// dx = rstd * (g - mean(g) - x̂ mean(g x̂)) with g = dy * gamma and x̂ the normalised row.
@@ -143,7 +153,7 @@ pub struct LayerNormParams {
 }
 
 op!(LayerNormParams, "layernorm_params", |op, arch, kernel| {
-    Plan::blocks(kernel, (op.cols as usize).div_ceil(32), 256)
+    plans::row_sums(kernel, arch, op.rows as usize, op.cols as usize)
 });
 
 /// Columns whose sums one piece of work keeps in registers.
@@ -153,26 +163,61 @@ impl HostKernel for LayerNormParams {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
         let (rows, cols) = (self.rows as usize, self.cols as usize);
         let (dy, x) = (io.input_n::<T>(0, rows * cols)?, io.input_n::<T>(1, rows * cols)?);
-        let (mean, rstd) = (io.input_n::<T>(2, rows)?, io.input_n::<T>(3, rows)?);
+        let stats = (io.input_n::<T>(2, rows)?, io.input_n::<T>(3, rows)?);
         let (dgamma, dbeta) = (io.output_n::<T>(0, cols)?, io.output_n::<T>(1, cols)?);
-        let columns = dgamma.par_chunks_mut(COLUMNS).zip(dbeta.par_chunks_mut(COLUMNS));
-        columns.enumerate().for_each(|(i, (dgamma, dbeta))| {
-            let (first, width) = (i * COLUMNS, dgamma.len());
-            vectorised!({
-                let (mut g, mut b) = ([T::ZERO; COLUMNS], [T::ZERO; COLUMNS]);
-                for row in 0..rows {
-                    let at = row * cols + first;
-                    let (dy, x) = (&dy[at..at + width], &x[at..at + width]);
-                    let (mean, rstd) = (mean[row], rstd[row]);
-                    for (((g, b), &dy), &x) in g.iter_mut().zip(&mut b).zip(dy).zip(x) {
-                        *g += dy * (x - mean) * rstd;
-                        *b += dy;
-                    }
+        add_params_gradient((dy, x), stats, dgamma, dbeta);
+        Ok(())
+    }
+}
+
+/// Adds the gradients of scale and shift.
+fn add_params_gradient<T: Real>(
+    (dy, x): (&[T], &[T]),
+    (mean, rstd): (&[T], &[T]),
+    dgamma: &mut [T],
+    dbeta: &mut [T],
+) {
+    let (rows, cols) = (mean.len(), dgamma.len());
+    let columns = dgamma.par_chunks_mut(COLUMNS).zip(dbeta.par_chunks_mut(COLUMNS));
+    columns.enumerate().for_each(|(i, (dgamma, dbeta))| {
+        let (first, width) = (i * COLUMNS, dgamma.len());
+        vectorised!({
+            let (mut g, mut b) = ([T::ZERO; COLUMNS], [T::ZERO; COLUMNS]);
+            for row in 0..rows {
+                let at = row * cols + first;
+                let (dy, x) = (&dy[at..at + width], &x[at..at + width]);
+                let (mean, rstd) = (mean[row], rstd[row]);
+                for (((g, b), &dy), &x) in g.iter_mut().zip(&mut b).zip(dy).zip(x) {
+                    *g += dy * (x - mean) * rstd;
+                    *b += dy;
                 }
-                dgamma.iter_mut().zip(g).for_each(|(to, g)| *to += g);
-                dbeta.iter_mut().zip(b).for_each(|(to, b)| *to += b);
-            });
+            }
+            dgamma.iter_mut().zip(g).for_each(|(to, g)| *to += g);
+            dbeta.iter_mut().zip(b).for_each(|(to, b)| *to += b);
         });
+    });
+}
+
+/// [`LayerNormBackward`] and [`LayerNormParams`] in one pass over dy and x. Inputs: dy, x, gamma,
+/// mean, rstd; outputs: dx, and dgamma and dbeta, which are added to.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct LayerNormBoth(LayerNormBackward);
+
+op!(LayerNormBoth, "layernorm_both", |op, arch, kernel| {
+    plans::row_sums(kernel, arch, op.0.rows as usize, op.0.cols as usize)
+});
+
+impl HostKernel for LayerNormBoth {
+    fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
+        let (rows, cols) = (self.0.rows as usize, self.0.cols as usize);
+        let (dy, x) = (io.input_n::<T>(0, rows * cols)?, io.input_n::<T>(1, rows * cols)?);
+        let gamma = io.input_n::<T>(2, cols)?;
+        let stats = (io.input_n::<T>(3, rows)?, io.input_n::<T>(4, rows)?);
+        let dx = io.output_n::<T>(0, rows * cols)?;
+        let (dgamma, dbeta) = (io.output_n::<T>(1, cols)?, io.output_n::<T>(2, cols)?);
+        add_params_gradient((dy, x), stats, dgamma, dbeta);
+        input_gradient((dy, x, gamma), stats, self.0.accumulate != 0, dx);
         Ok(())
     }
 }
@@ -196,11 +241,25 @@ pub fn layernorm(tape: &Tape<'_>, x: &Var, gamma: &Var, beta: &Var, epsilon: f32
     let (input, scale, shift) = (x.clone(), gamma.clone(), beta.clone());
     Ok(tape.push(y, &[x, gamma, beta], move |grads, dy| {
         let x = input.tensor();
-        if let (Some(dgamma), Some(dbeta)) = (grads.sum_of(&scale)?, grads.sum_of(&shift)?) {
-            let op = LayerNormParams { rows, cols };
-            grads.tape().run(op, &[&dy, x, &mean, &rstd], &[&dgamma, &dbeta])?;
+        let (dgamma, dbeta) = (grads.sum_of(&scale)?, grads.sum_of(&shift)?);
+        // A parameter that is the input as well has its gradient written by one op after the other.
+        let apart = input.dims() != scale.dims();
+        let dx = if apart { grads.target(&input)? } else { None };
+        match (&dx, &dgamma, &dbeta) {
+            (Some(dx), Some(dgamma), Some(dbeta)) => {
+                let op = LayerNormBackward { rows, cols, accumulate: dx.accumulate.into() };
+                let inputs = [&dy, x, scale.tensor(), &mean, &rstd];
+                let outputs = [&dx.tensor, dgamma, dbeta];
+                return grads.tape().run(LayerNormBoth(op), &inputs, &outputs);
+            }
+            (_, Some(dgamma), Some(dbeta)) => {
+                let op = LayerNormParams { rows, cols };
+                grads.tape().run(op, &[&dy, x, &mean, &rstd], &[dgamma, dbeta])?;
+            }
+            _ => {}
         }
-        if let Some(to) = grads.target(&input)? {
+        let dx = if apart { dx } else { grads.target(&input)? };
+        if let Some(to) = dx {
             let op = LayerNormBackward { rows, cols, accumulate: to.accumulate.into() };
             let inputs = [&dy, x, scale.tensor(), &mean, &rstd];
             grads.tape().run(op, &inputs, &[&to.tensor])?;

@@ -46,9 +46,9 @@ pub struct PointLossBackward {
     accumulate: u32,
 }
 
-op!(PointLoss, "point_loss", |_op, arch, kernel| Plan::blocks(kernel, 1, 256));
+op!(PointLoss, "point_loss", |_op, arch, kernel| Plan::blocks(kernel, 1, 512));
 op!(PointLossBackward, "point_loss_backward", |op, arch, kernel| {
-    Plan::elements(kernel, op.of.n as usize)
+    Plan::blocks(kernel, (op.of.n as usize).div_ceil(256), 256)
 });
 
 impl PointLoss {
@@ -145,9 +145,13 @@ pub struct CrossEntropy {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct CrossEntropyBackward(CrossEntropy);
 
-op!(CrossEntropy, "cross_entropy", |_op, arch, kernel| Plan::blocks(kernel, 1, 256));
+op!(CrossEntropy, "cross_entropy", |_op, arch, kernel| Plan::blocks(kernel, 1, 512));
 op!(CrossEntropyBackward, "cross_entropy_backward", |op, arch, kernel| {
-    Plan::rows(kernel, arch, op.0.n as usize, op.0.classes as usize)
+    // A thread for a row of few classes, else a wave. Every block adds up the weights of all
+    // labels, so there are not more than run at once.
+    let lanes = if op.0.classes <= 16 { 1 } else { arch.wave.max(1) };
+    let blocks = (op.0.n as usize).div_ceil((256 / lanes) as usize);
+    Plan::blocks(kernel, blocks.min(2 * arch.units as usize), 256)
 });
 
 impl CrossEntropy {

@@ -18,6 +18,7 @@ pub mod loss;
 pub mod optimizer;
 pub mod patch;
 pub mod philox;
+mod plans;
 pub mod pool;
 pub mod positions;
 pub mod softmax;

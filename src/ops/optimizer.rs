@@ -9,12 +9,12 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::op;
+use super::{op, plans};
 use crate::Result;
-use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
+use crate::backend::{Arch, Plan};
 
 /// Elements that share a group; the alignment of parameters in the flat arrays.
 pub const BLOCK: usize = 64;
@@ -38,7 +38,20 @@ pub struct GradNorm {
     pub n: u32,
 }
 
-op!(GradNorm, "grad_norm", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(GradNorm, "grad_norm", |op, arch, kernel| {
+    // 64 bytes a thread, and no more blocks than run at once (`kernels/optimizer.cu`).
+    let each = 4 * 256 * plans::pack(kernel);
+    let blocks = (op.n as usize).div_ceil(each).clamp(1, 8 * arch.units.max(1) as usize);
+    let plan = Plan::blocks(kernel, blocks, 256).then(plans::stage(kernel, "end"), [1, 1, 1], 256);
+    plan.workspace(plans::PARTIALS_HEADER + blocks * size_of::<f32>())
+});
+
+/// A thread moves 16 bytes of each array; of very many elements it takes several turns, so that
+/// what each block reads first weighs less.
+fn update_plan(arch: &Arch, kernel: &str, n: u32) -> Plan {
+    let blocks = (n as usize).div_ceil(256 * plans::pack(kernel));
+    Plan::blocks(kernel, blocks.min(16 * arch.units as usize), 256)
+}
 
 impl HostKernel for GradNorm {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -89,7 +102,7 @@ pub struct AdamW {
     pub epsilon: f64,
 }
 
-op!(AdamW, "adamw", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(AdamW, "adamw", |op, arch, kernel| update_plan(arch, kernel, op.n));
 
 impl HostKernel for AdamW {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -143,7 +156,7 @@ pub struct Sgd {
     pub nesterov: u32,
 }
 
-op!(Sgd, "sgd", |op, arch, kernel| Plan::elements(kernel, op.n as usize));
+op!(Sgd, "sgd", |op, arch, kernel| update_plan(arch, kernel, op.n));
 
 impl HostKernel for Sgd {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

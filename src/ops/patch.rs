@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{op, size};
+use super::{op, plans, size};
 use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
@@ -24,9 +24,21 @@ pub struct Patchify {
     accumulate: u32,
 }
 
-op!(Patchify, "patchify", |op, arch, kernel| {
-    Plan::elements(kernel, (op.batch * op.channels * op.time) as usize)
-});
+op!(Patchify, "patchify", |op, arch, kernel| op.plan(kernel));
+
+impl Patchify {
+    /// Short patches go through tiles of 64 channels and about 64 samples, else elements are moved
+    /// one by one (`kernels/patch.cu`).
+    fn plan(&self, kernel: &str) -> Plan {
+        let (batch, channels) = (self.batch as usize, self.channels as usize);
+        let (time, patch) = (self.time as usize, self.patch.max(1) as usize);
+        if self.backward != 0 || patch >= 32 {
+            return plans::elements(kernel, batch * channels * time);
+        }
+        let tiles = channels.div_ceil(64) * (time / patch).div_ceil(64 / patch);
+        Plan::blocks(kernel, batch * tiles, 256)
+    }
+}
 
 impl HostKernel for Patchify {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{op, size};
+use super::{op, plans, size};
 use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
@@ -142,9 +142,19 @@ pub struct MeanTime {
     accumulate: u32,
 }
 
-op!(MeanTime, "mean_time", |op, arch, kernel| {
-    Plan::blocks(kernel, (op.batch * op.channels.div_ceil(32)) as usize, 256)
-});
+op!(MeanTime, "mean_time", |op, arch, kernel| op.plan(kernel));
+
+impl MeanTime {
+    /// A block for a strip of 128 bytes of channels of one item; backward, for 32 samples of one
+    /// item (`kernels/reduce.cu`).
+    fn plan(&self, kernel: &str) -> Plan {
+        let pieces = match self.backward {
+            0 => (self.channels as usize).div_ceil(8 * plans::pack(kernel)),
+            _ => (self.time as usize).div_ceil(32),
+        };
+        Plan::blocks(kernel, self.batch as usize * pieces, 256)
+    }
+}
 
 impl HostKernel for MeanTime {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {

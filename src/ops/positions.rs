@@ -2,8 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{op, size};
-use crate::backend::Plan;
+use super::{op, plans, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
@@ -19,7 +18,7 @@ pub struct AddTable {
 }
 
 op!(AddTable, "add_table", |op, arch, kernel| {
-    Plan::elements(kernel, (op.batch * op.n) as usize)
+    plans::elements(kernel, op.batch as usize * op.n as usize)
 });
 
 impl HostKernel for AddTable {

@@ -2,9 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{op, size};
+use super::{op, plans, size};
 use crate::Result;
-use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
@@ -19,7 +18,7 @@ pub struct Softmax {
 }
 
 op!(Softmax, "softmax", |op, arch, kernel| {
-    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
+    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 2)
 });
 
 impl HostKernel for Softmax {
@@ -51,7 +50,7 @@ pub struct SoftmaxBackward {
 }
 
 op!(SoftmaxBackward, "softmax_backward", |op, arch, kernel| {
-    Plan::rows(kernel, arch, op.rows as usize, op.cols as usize)
+    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 1)
 });
 
 impl HostKernel for SoftmaxBackward {

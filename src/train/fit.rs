@@ -1,5 +1,6 @@
 //! The training loop of one split: steps, validation, checkpoints, resuming.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,12 +8,13 @@ use serde_json::json;
 
 use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
+use super::loss_scale::LossScale;
 use super::recipe::{EVAL_BATCH, step_spec};
 use super::run_dir::{MetricsLog, RunPaths};
 use super::schedule::Schedule;
 use super::signal;
 use super::state::{About, Loaded, Progress, save_model, save_run};
-use super::step::Step;
+use super::step::{Results, Step};
 use super::target::Standard;
 use crate::backend::Backend;
 use crate::cli::console::Console;
@@ -87,7 +89,8 @@ impl<'a> Fit<'a> {
         // The longest schedule there can be is known only with the number of batches.
         let rows = (batch * t.accumulation).min(train.len()).max(1);
         let batch = if rows < batch * t.accumulation { rows / t.accumulation } else { batch };
-        let spec = step_spec(settings, data, &labels, batch.max(1))?;
+        let machine = backend.arch().machine;
+        let spec = step_spec(settings, data, &labels, (batch.max(1), machine))?;
         let planned = Step::plan(backend.arch(), backend.arch().memory, &spec)?;
         backend.reserve(&planned)?;
         let step = Step::new(backend, spec)?;
@@ -175,6 +178,7 @@ impl<'a> Fit<'a> {
             early_stop: self.first_progress(),
             finished: false,
             batch: self.step.spec().batch,
+            scale: LossScale::new(self.step.params().compute_type()),
         };
         if resume && last.exists() {
             let loaded = Loaded::open(&last)?;
@@ -205,23 +209,24 @@ impl<'a> Fit<'a> {
                 if progress.step >= total {
                     break;
                 }
-                let (loss, norm) = self.one_step(batch, &mut buffers, progress.step)?;
-                progress.step += 1;
-                progress.step_in_epoch += 1;
-                progress.loss_sum += loss;
+                self.one_step(batch, &mut buffers, &mut progress)?;
                 windows += batch.len() as u64;
-                bar.update(progress.step, windows, Some(loss));
-                self.record(&mut metrics, &mut events, &progress, loss, norm)?;
-                if signal::stop_requested() {
+                // The results of a step are read once the next one is under way.
+                let (stop, save) = (signal::stop_requested(), self.save_is_due(&progress, saved));
+                let left = usize::from(!stop && !save);
+                self.settle(&mut progress, &mut buffers, left, &mut (&mut metrics, &mut events))?;
+                bar.update(progress.step, windows, buffers.last_loss);
+                if stop {
                     bar.finish();
                     self.save(&progress)?;
                     return Ok(Ended::Interrupted);
                 }
-                if self.save_is_due(&progress, saved) {
+                if save {
                     self.save(&progress)?;
                     saved = Instant::now();
                 }
             }
+            self.settle(&mut progress, &mut buffers, 0, &mut (&mut metrics, &mut events))?;
             self.end_epoch(&mut progress, &mut metrics, &mut events)?;
             progress.finished |= progress.step >= total;
             self.save(&progress)?;
@@ -274,7 +279,42 @@ impl<'a> Fit<'a> {
         })
     }
 
-    fn one_step(&self, batch: &[u32], buffers: &mut Buffers, step: u64) -> Result<(f64, f64)> {
+    /// Reads results until at most `left` steps have theirs unread.
+    fn settle(
+        &self,
+        progress: &mut Progress,
+        buffers: &mut Buffers,
+        left: usize,
+        (metrics, events): &mut (&mut MetricsLog, &mut EventWriter),
+    ) -> Result<()> {
+        while buffers.results.len() > left {
+            let Some((step, results)) = buffers.results.pop_front() else { break };
+            let (loss, norm) = results.wait()?;
+            if !loss.is_finite() || !norm.is_finite() {
+                // f16 overflowed: the update was left out, the scale was too large.
+                if progress.scale.observe(step, false) {
+                    continue;
+                }
+                let found = self.step.find_not_finite()?;
+                let tensor = found.unwrap_or_else(|| format!("the loss ({loss})"));
+                return Err(self.diverged(step, tensor));
+            }
+            progress.scale.observe(step, true);
+            progress.loss_sum += loss;
+            buffers.last_loss = Some(loss);
+            self.record(metrics, events, (step, progress.epoch), loss, norm)?;
+        }
+        Ok(())
+    }
+
+    /// Enqueues the next update.
+    fn one_step(
+        &self,
+        batch: &[u32],
+        buffers: &mut Buffers,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let step = progress.step;
         let t = &self.settings.train;
         let data = self.data;
         buffers.chosen.clear();
@@ -311,18 +351,15 @@ impl<'a> Fit<'a> {
         let control = Control {
             step: step + 1,
             clip: t.clip.unwrap_or(0.0),
-            loss_scale: 1.0,
+            loss_scale: progress.scale.at(step + 1),
             // Young averages follow faster, or the random first weights would weigh for long.
             average: t.ema.map_or(0.0, |d| d.min((1.0 + step as f64) / (10.0 + step as f64))),
         };
         self.step.train(t.seed, control, rates)?;
-        let (loss, norm) = (self.step.loss()?, self.step.optimizer().norm(self.step.params())?);
-        if !loss.is_finite() || !norm.is_finite() {
-            let found = self.step.find_not_finite()?;
-            let tensor = found.unwrap_or_else(|| format!("the loss ({loss})"));
-            return Err(self.diverged(step + 1, tensor));
-        }
-        Ok((loss, norm))
+        buffers.results.push_back((step + 1, self.step.results_later()?));
+        progress.step += 1;
+        progress.step_in_epoch += 1;
+        Ok(())
     }
 
     /// What the model is trained to give for a label.
@@ -357,12 +394,11 @@ impl<'a> Fit<'a> {
         &self,
         metrics: &mut MetricsLog,
         events: &mut EventWriter,
-        progress: &Progress,
+        (step, epoch): (u64, u64),
         loss: f64,
         norm: f64,
     ) -> Result<()> {
-        let lr = self.schedule.lr(self.settings.train.lr, progress.step - 1);
-        let (step, epoch) = (progress.step, progress.epoch);
+        let lr = self.schedule.lr(self.settings.train.lr, step - 1);
         metrics.append(&json!({
             "kind": "step", "step": step, "epoch": epoch, "loss": loss, "grad_norm": norm, "lr": lr
         }))?;
@@ -465,6 +501,9 @@ struct Buffers {
     windows: Vec<f32>,
     targets: Vec<f32>,
     augment: augment::Workspace,
+    /// Steps whose results were not read yet, by number.
+    results: VecDeque<(u64, Results)>,
+    last_loss: Option<f64>,
 }
 
 impl Buffers {
@@ -475,6 +514,8 @@ impl Buffers {
             windows: vec![0.0; step.rows() * channels * window],
             targets: Vec::with_capacity(step.rows()),
             augment: augment::Workspace::default(),
+            results: VecDeque::with_capacity(2),
+            last_loss: None,
         }
     }
 }

@@ -10,8 +10,10 @@
 
 pub mod checkpoint_file;
 pub mod dataset;
+pub mod device;
 pub mod early_stop;
 pub mod fit;
+pub mod loss_scale;
 pub mod planner;
 pub mod recipe;
 pub mod results;

@@ -2,6 +2,7 @@
 
 use super::dataset::Dataset;
 use super::step::{Objective, StepSpec};
+use crate::backend::Machine;
 use crate::config::{Amp, ClassWeights, LossName, ModelName, OptimizerName, Recompute, Settings};
 use crate::metrics::Task;
 use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
@@ -102,8 +103,11 @@ fn objective(settings: &Settings, task: &Task, labels: &[f64]) -> Result<Objecti
     Ok(Objective::CrossEntropy { weights, smoothing: t.label_smoothing as f32 })
 }
 
-/// Type of activations for a setting of mixed precision.
-pub fn compute_type(amp: Amp) -> Option<DType> {
+/// Type of activations for a setting of mixed precision, which CPUs do not have.
+pub fn compute_type(amp: Amp, machine: Machine) -> Option<DType> {
+    if machine == Machine::Cpu {
+        return None;
+    }
     match amp {
         Amp::Off | Amp::Tf32 => None,
         Amp::Bf16 => Some(DType::Bf16),
@@ -116,7 +120,7 @@ pub fn step_spec(
     settings: &Settings,
     data: &Dataset,
     labels: &[f64],
-    batch: usize,
+    (batch, machine): (usize, Machine),
 ) -> Result<StepSpec> {
     let outputs = data.target.outputs();
     Ok(StepSpec {
@@ -128,7 +132,7 @@ pub fn step_spec(
         rule: rule(settings),
         average: settings.train.ema.is_some(),
         dtype: DType::F32,
-        compute: compute_type(settings.train.amp),
+        compute: compute_type(settings.train.amp, machine),
         seed: settings.train.seed,
     })
 }

@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::checkpoint_file::{Checkpoint, StoredTensor};
 use super::early_stop::EarlyStop;
+use super::loss_scale::LossScale;
 use super::step::Step;
 use super::target::Standard;
 use crate::metrics::Task;
@@ -60,6 +61,9 @@ pub struct Progress {
     pub finished: bool,
     /// Windows of one forward pass: where memory decided it, it must stay what it was.
     pub batch: usize,
+    /// What the loss is multiplied by.
+    #[serde(default)]
+    pub scale: LossScale,
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {

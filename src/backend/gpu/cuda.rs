@@ -192,11 +192,12 @@ fn version_words(version: c_int) -> String {
 }
 
 impl Cuda {
-    /// Opens card number `ordinal`.
+    /// Opens card number `ordinal`. `sm` makes it take an older card's kernels, so that they can be
+    /// checked on it; so does `ENGINE_CUDA_SM=80`.
     ///
     /// # Errors
     /// [`Error::Device`] with what is missing, old, busy or hidden, and what would mend it.
-    pub fn open(ordinal: usize) -> Result<Self> {
+    pub fn open(ordinal: usize, sm: Option<u32>) -> Result<Self> {
         let cards = count()?;
         if ordinal >= cards {
             let problem = format!("card {ordinal} of {cards}");
@@ -210,11 +211,11 @@ impl Cuda {
         unsafe { result::ctx::set_current(context) }.map_err(card)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
         let inner = Arc::new(Context { device, context, stream: stream.map_err(card)? });
-        let mut arch = arch_of(device)?;
-        if let Some((problem, remedy)) = images::why_not(arch.machine) {
+let (mut arch, own) = arch_of(device, sm)?;
+        if let Some((problem, remedy)) = images::why_not(own) {
             return Err(refused(problem, &remedy));
         }
-        let modules = load_modules(&arch)?;
+        let modules = load_modules(own)?;
         let blas = open_blas(inner.stream)?;
         arch.blas = blas.is_some();
         Ok(Self {
@@ -255,26 +256,21 @@ fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<u3
     Ok(value.map_err(|e| failed("a fact about the card", e))?.max(0) as u32)
 }
 
-/// Facts about a card. `ENGINE_CUDA_SM=80` makes a newer card take the older card's kernels, so
-/// that they can be checked on it.
-fn arch_of(device: sys::CUdevice) -> Result<Arch> {
+/// Facts about a card, or about an older one where `sm` wants those; and what the card really is.
+fn arch_of(device: sys::CUdevice, sm: Option<u32>) -> Result<(Arch, Machine)> {
     use sys::CUdevice_attribute as A;
     let major = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     let own = 10 * major + minor;
-    if own < 80 {
-        let problem = format!("a card of compute capability {major}.{minor}");
-        return Err(refused(problem, "the kernels need 8.0 (Ampere) or newer; use --device cpu"));
-    }
-    let forced = std::env::var("ENGINE_CUDA_SM").ok().and_then(|text| text.parse().ok());
-    let sm = forced.map_or(own, |sm: u32| sm.clamp(80, own));
+    let named = || std::env::var("ENGINE_CUDA_SM").ok().and_then(|text| text.parse().ok());
+    let sm = sm.or_else(named).map_or(own, |sm: u32| sm.min(own));
     let mut shared = attribute(device, A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
     if let Some(older) = Arch::claim(&format!("sm_{sm}")).filter(|_| sm != own) {
         shared = shared.min(older.shared);
     }
     // SAFETY: a valid card.
     let memory = unsafe { result::device::total_mem(device) };
-    Ok(Arch {
+    let arch = Arch {
         name: format!("sm_{sm}"),
         machine: Machine::Cuda { sm },
         wave: 32,
@@ -285,17 +281,18 @@ fn arch_of(device: sys::CUdevice) -> Result<Arch> {
         bf16: true,
         blas: false,
         wishes: Wishes::default(),
-    })
+    };
+    Ok((arch, Machine::Cuda { sm: own }))
 }
 
-fn load_modules(arch: &Arch) -> Result<Vec<Module>> {
+fn load_modules(card: Machine) -> Result<Vec<Module>> {
     let load = |image: &Image| {
         // SAFETY: a whole cubin, or PTX with its NUL, made by nvcc and aligned by `images`.
         let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
-        let what = format!("the kernels of {} for {}", image.source, arch.name);
+        let what = format!("the kernels of {} for {}", image.source, image.arch);
         module.map(Module).map_err(|e| failed(&what, e))
     };
-    images::of(arch.machine).into_iter().map(load).collect()
+    images::of(card).into_iter().map(load).collect()
 }
 
 /// A cuBLAS handle on `stream` with memory of its own, so that products can be recorded; None where

@@ -1,0 +1,50 @@
+// Second stage of sums over many rows: the blocks of the first stage leave rows of partial sums in
+// the workspace, and here each column of those is added up, in the same order every time.
+#pragma once
+#include "portable.h"
+
+// The workspace begins with the number of rows; the rows follow, of `width` floats each.
+constexpr unsigned PARTIALS_HEADER = 64;
+
+DEVICE float* partials_of(const Operands& io) {
+  return static_cast<float*>(io.workspace) + PARTIALS_HEADER;
+}
+
+// Thread 0 of block 0 of the first stage says how many rows there will be.
+DEVICE void count_partials(const Operands& io, unsigned rows) {
+  *static_cast<unsigned*>(io.workspace) = rows;
+}
+
+DEVICE unsigned partials_count(const Operands& io) {
+  return *static_cast<const unsigned*>(io.workspace);
+}
+
+constexpr int PARTIALS_THREADS = 256;
+// Columns of a block: 32 bytes, the least that memory moves.
+constexpr unsigned PARTIALS_COLUMNS = 8;
+
+// Calls store(column, sum) for each of `width` columns. Grid: width / PARTIALS_COLUMNS, rounded up.
+template <class Store> DEVICE void add_partials(const Operands& io, unsigned width, Store store) {
+  constexpr unsigned lanes = PARTIALS_THREADS / PARTIALS_COLUMNS;
+  SHARED float sums[PARTIALS_THREADS];
+  unsigned rows = partials_count(io);
+  const float* partials = partials_of(io);
+  unsigned column = block_x() * PARTIALS_COLUMNS + thread_x() % PARTIALS_COLUMNS;
+  float sum = 0.0f;
+  if (column < width)
+    for (unsigned row = thread_x() / PARTIALS_COLUMNS; row < rows; row += 4 * lanes) {
+      float four[4];
+      UNROLL for (unsigned i = 0; i < 4; ++i) {
+        unsigned at = row + i * lanes;
+        four[i] = at < rows ? partials[size_t(at) * width + column] : 0.0f;
+      }
+      sum += (four[0] + four[1]) + (four[2] + four[3]);
+    }
+  sums[thread_x()] = sum;
+  barrier();
+  if (thread_x() < PARTIALS_COLUMNS && column < width) {
+    float total = 0.0f;
+    UNROLL for (unsigned i = 0; i < lanes; ++i) total += sums[i * PARTIALS_COLUMNS + thread_x()];
+    store(column, total);
+  }
+}
