@@ -2,10 +2,12 @@
 //! libclang, and compared with the committed ones. ENGINE_UPDATE_SYS=1 writes them instead.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use bindgen::{Builder, Formatter};
 
-const HEADING: &str = "//! Declarations of HIP and hipBLAS, made by bindgen from engine_hip.h and engine_hipblas.h
+const HEADING: &str =
+    "//! Declarations of HIP and hipBLAS, made by bindgen from engine_hip.h and engine_hipblas.h
 //! (tests/hip_sys.rs). Do not edit: ENGINE_UPDATE_SYS=1 cargo test --test hip_sys
 ";
 
@@ -13,7 +15,8 @@ const HEADING: &str = "//! Declarations of HIP and hipBLAS, made by bindgen from
 fn libclang() -> Option<PathBuf> {
     let given = std::env::var_os("LIBCLANG_PATH").map(PathBuf::from);
     let versions = (14..30).rev().map(|v| PathBuf::from(format!("/usr/lib/llvm-{v}/lib")));
-    let others = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/opt/rocm/llvm/lib"].map(PathBuf::from);
+    let others =
+        ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/opt/rocm/llvm/lib"].map(PathBuf::from);
     let has_it = |folder: &PathBuf| {
         let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
         names.map(|e| e.file_name()).any(|n| n.to_string_lossy().starts_with("libclang"))
@@ -69,10 +72,12 @@ fn declarations_are_those_of_the_headers() {
         eprintln!("skipped: no libclang (apt-get install libclang1-19, or LIBCLANG_PATH)");
         return;
     };
-    // SAFETY: the only test of this program, before any thread is started.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::env::set_var("LIBCLANG_PATH", &libclang);
+    // bindgen finds the library by this variable, which only a new process can be given.
+    if std::env::var_os("LIBCLANG_PATH").is_none() {
+        let this = std::env::current_exe().expect("this program");
+        let done = Command::new(this).env("LIBCLANG_PATH", libclang).status();
+        assert!(done.expect("runs").success(), "see above");
+        return;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/gpu/hip");
     let file = folder.join("sys.rs");

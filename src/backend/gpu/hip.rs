@@ -23,8 +23,7 @@ use self::vendor::Blas;
 use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images;
-use crate::backend::route::Wishes;
-use crate::backend::{Arch, Machine};
+use crate::backend::Arch;
 use crate::{Error, Result};
 
 /// Bytes of one pinned buffer that uploads pass through.
@@ -192,7 +191,7 @@ impl Hip {
             library.check("opening the card", code)?;
         }
         let context = Arc::new(Context { library, device, stream });
-        let mut arch = arch_of(library, device)?;
+        let mut arch = library.arch(device)?;
         let modules = load_modules(&context, &arch)?;
         let blas = match arch.is_rdna1() && !vendor {
             true => None,
@@ -231,40 +230,6 @@ impl Hip {
             remedy: "close other programs on the card, or take a smaller batch".into(),
         }
     }
-}
-
-/// Facts about a card.
-fn arch_of(library: &Library, device: c_int) -> Result<Arch> {
-    let full = library.arch_name(device)?;
-    let name = full.split(':').next().unwrap_or_default().to_string();
-    let digits = name.strip_prefix("gfx").and_then(|d| u32::from_str_radix(d, 16).ok());
-    let Some(gfx) = digits else {
-        let problem = format!("a card of the unknown architecture {full:?}");
-        return Err(refused(problem, "use --device cpu"));
-    };
-    let machine = Machine::Hip { gfx };
-    let attribute = |which| library.attribute(which, device);
-    let reported = attribute(sys::hipDeviceAttributeMultiprocessorCount)?;
-    // From RDNA on the runtime counts pairs of compute units, unless it is told not to.
-    let pairs = gfx >= 0x1000
-        && std::env::var_os("GPU_ENABLE_WGP_MODE").is_none_or(|value| value != "0");
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: writes two integers; the card was chosen.
-    let code = unsafe { library.runtime.hipMemGetInfo(&mut free, &mut total) };
-    library.check("the card's memory", code)?;
-    let cdna = matches!(gfx, 0x908 | 0x90a | 0x940..=0x950);
-    Ok(Arch {
-        wave: attribute(sys::hipDeviceAttributeWarpSize)?,
-        units: if pairs { 2 * reported } else { reported },
-        memory: total as u64,
-        shared: attribute(sys::hipDeviceAttributeMaxSharedMemoryPerBlock)?,
-        matrix_cores: cdna || gfx >= 0x1100,
-        bf16: cdna || gfx >= 0x1100,
-        blas: false,
-        wishes: Wishes::default(),
-        name,
-        machine,
-    })
 }
 
 /// Loads the program's kernels for a card, or the image that ENGINE_HIP_IMAGE names.
@@ -502,9 +467,7 @@ impl Driver for Hip {
         let code = unsafe {
             let (params, extra) = (arguments.as_mut_ptr(), std::ptr::null_mut());
             let block = stage.block;
-            hip.hipModuleLaunchKernel(
-                function, x, y, z, block, 1, 1, shared, stream, params, extra,
-            )
+            hip.hipModuleLaunchKernel(function, x, y, z, block, 1, 1, shared, stream, params, extra)
         };
         if code == sys::hipSuccess as hipError_t {
             return Ok(());

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use super::sys::properties::PropertiesLib;
 use super::sys::runtime::HipLib;
 use super::sys::{self, hipError_t};
+use crate::backend::route::Wishes;
+use crate::backend::{Arch, Machine};
 use crate::{Error, Result};
 
 /// Names of the runtime, in the order of trying. A distribution's package without its development
@@ -212,6 +214,40 @@ impl Library {
         let bytes: &[u8] = bytemuck::cast_slice(&room);
         let from = offset as usize;
         Ok(text(&bytes[from..from + sys::engineArchNameLength as usize]))
+    }
+
+    /// Facts about a card that this thread has chosen.
+    pub(super) fn arch(&self, device: c_int) -> Result<Arch> {
+        let full = self.arch_name(device)?;
+        let name = full.split(':').next().unwrap_or_default().to_string();
+        let digits = name.strip_prefix("gfx").and_then(|d| u32::from_str_radix(d, 16).ok());
+        let Some(gfx) = digits else {
+            let problem = format!("a card of the unknown architecture {full:?}");
+            return Err(refused(problem, "use --device cpu"));
+        };
+        let machine = Machine::Hip { gfx };
+        let attribute = |which| self.attribute(which, device);
+        let reported = attribute(sys::hipDeviceAttributeMultiprocessorCount)?;
+        // From RDNA on the runtime counts pairs of compute units, unless it is told not to.
+        let pairs = gfx >= 0x1000
+            && std::env::var_os("GPU_ENABLE_WGP_MODE").is_none_or(|value| value != "0");
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two integers; the card was chosen.
+        let code = unsafe { self.runtime.hipMemGetInfo(&mut free, &mut total) };
+        self.check("the card's memory", code)?;
+        let cdna = matches!(gfx, 0x908 | 0x90a | 0x940..=0x950);
+        Ok(Arch {
+            wave: attribute(sys::hipDeviceAttributeWarpSize)?,
+            units: if pairs { 2 * reported } else { reported },
+            memory: total as u64,
+            shared: attribute(sys::hipDeviceAttributeMaxSharedMemoryPerBlock)?,
+            matrix_cores: cdna || gfx >= 0x1100,
+            bf16: cdna || gfx >= 0x1100,
+            blas: false,
+            wishes: Wishes::default(),
+            name,
+            machine,
+        })
     }
 
     /// The runtime's version: "6.3".

@@ -13,13 +13,8 @@ use super::sys::blas::{self as sys, BlasLib, hipblasHandle_t, hipblasStatus_t};
 use crate::backend::gpu::blas::{Matrix, Product};
 use crate::{DType, Error, Result};
 
-const NAMES: [&str; 5] = [
-    "libhipblas.so",
-    "libhipblas.so.3",
-    "libhipblas.so.2",
-    "libhipblas.so.1",
-    "libhipblas.so.0",
-];
+const NAMES: [&str; 5] =
+    ["libhipblas.so", "libhipblas.so.3", "libhipblas.so.2", "libhipblas.so.1", "libhipblas.so.0"];
 
 /// A hipBLAS handle on the queue's stream.
 pub(super) struct Blas {
