@@ -46,8 +46,10 @@ struct BatchNorm {
 SIZE(BatchNorm, 28);
 
 // --- spectral.cu
-struct Spectral { unsigned batch, time, channels, accumulate; };
-SIZE(Spectral, 16);
+struct Spectral { unsigned batch, time, channels, accumulate, passes, radices, conjugate; };
+SIZE(Spectral, 28);
+struct SpectralGrad { unsigned batch, time, channels, accumulate, passes, radices, with_input; };
+SIZE(SpectralGrad, 28);
 
 // --- conv.cu
 struct Conv1d {

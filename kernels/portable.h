@@ -14,6 +14,7 @@
 #define BOUNDS(threads) __launch_bounds__(threads)
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define NO_UNROLL _Pragma("unroll 1")
 #define SHARED __shared__
 // Parameters stay where the launch put them, also where they are indexed at run time.
@@ -76,6 +77,7 @@ DEVICE float f16_value(unsigned short x) {
 #define BOUNDS(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define NO_UNROLL _Pragma("unroll 1")
 #define SHARED __attribute__((shared))
 constexpr int WAVE = __AMDGCN_WAVEFRONT_SIZE;

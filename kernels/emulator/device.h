@@ -16,6 +16,7 @@ constexpr int WAVE = ENGINE_WAVE;
 #define BOUNDS(threads)
 #define RESTRICT __restrict__
 #define UNROLL
+#define ROLLED
 #define NO_UNROLL
 #define SHARED static
 

@@ -55,7 +55,7 @@ pub struct Preference {
 const KINDS: &[(&str, &[&str])] = &[
     ("gemm", &["gemm"]),
     ("attention", &["attention", "attention_backward"]),
-    ("spectral", &["spectral", "spectral_backward", "spectral_gain"]),
+    ("spectral", &["spectral", "spectral_grad"]),
     ("layernorm", &["layernorm", "layernorm_backward", "layernorm_params", "layernorm_both"]),
     ("batchnorm", &["batchnorm", "batchnorm_stats", "batchnorm_sums", "batchnorm_backward"]),
     ("softmax", &["softmax", "softmax_backward"]),

@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{expect_same, op, size};
-use crate::backend::Plan;
+use super::{SLICES_HEADER, expect_same, op, size, stage};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
 use crate::backend::cpu::real::{Real, vectorised};
+use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -49,18 +49,32 @@ pub struct BatchNormSums(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct BatchNormBackward(Extents);
 
-op!(BatchNormStats, "batchnorm_stats", |op, arch, kernel| op.0.by_channel(kernel));
-op!(BatchNorm, "batchnorm", |op, arch, kernel| op.0.by_element(kernel));
-op!(BatchNormSums, "batchnorm_sums", |op, arch, kernel| op.0.by_channel(kernel));
-op!(BatchNormBackward, "batchnorm_backward", |op, arch, kernel| op.0.by_element(kernel));
+op!(BatchNormStats, "batchnorm_stats", |op, arch, kernel| {
+    if op.0.training == 0 {
+        // The running statistics: only the last stage has something to do.
+        return Route::Kernel(Plan::blocks(stage(kernel, "end"), op.0.ends(), 256));
+    }
+    op.0.by_channel(arch, kernel)
+});
+op!(BatchNorm, "batchnorm", |op, arch, kernel| Plan::elements(kernel, op.0.numel()));
+op!(BatchNormSums, "batchnorm_sums", |op, arch, kernel| op.0.by_channel(arch, kernel));
+op!(BatchNormBackward, "batchnorm_backward", |op, arch, kernel| {
+    Plan::elements(kernel, op.0.numel())
+});
 
 impl Extents {
-    fn by_channel(&self, kernel: &str) -> Plan {
-        Plan::blocks(kernel, self.channels as usize, 256)
+    /// A block for each channel and slice of the batch, then a thread for each channel.
+    fn by_channel(&self, arch: &Arch, kernel: &str) -> Plan {
+        let channels = self.channels.max(1);
+        let slices = (4 * arch.units).div_ceil(channels).clamp(1, self.batch.clamp(1, 65_535));
+        Plan::new(kernel, [channels, slices, 1], 256)
+            .then(stage(kernel, "end"), [size(self.ends()), 1, 1], 256)
+            .workspace(4 * (SLICES_HEADER + (3 * slices * channels) as usize))
     }
 
-    fn by_element(&self, kernel: &str) -> Plan {
-        Plan::elements(kernel, self.numel())
+    /// Blocks of the last stage.
+    fn ends(&self) -> usize {
+        (self.channels.max(1) as usize).div_ceil(256)
     }
 
     fn dims(&self) -> (usize, usize, usize) {

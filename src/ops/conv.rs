@@ -3,12 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{expect_same, op, size};
-use crate::backend::Plan;
+use super::{SLICES_HEADER, expect_same, op, size, stage};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::scratch;
 use crate::backend::cpu::simd::gemm::{Mat, gemm};
+use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -52,17 +52,35 @@ pub struct Conv1dWeight(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Conv1dBias(Extents);
 
-op!(Conv1d, "conv1d", |op, arch, kernel| op.0.plan(kernel));
-op!(Conv1dInput, "conv1d_input", |op, arch, kernel| op.0.plan(kernel));
-op!(Conv1dWeight, "conv1d_weight", |op, arch, kernel| op.0.plan(kernel));
+/// Outputs and times of a tile of the kernels, and columns (inputs x taps) of one of the weight's.
+const TILE: (u32, u32) = (64, 96);
+const COLUMNS: u32 = 96;
+
+op!(Conv1d, "conv1d", |op, arch, kernel| { op.0.tiles(kernel, op.0.outputs, op.0.time_out) });
+op!(Conv1dInput, "conv1d_input", |op, arch, kernel| op.0.tiles(kernel, op.0.inputs, op.0.time));
+op!(Conv1dWeight, "conv1d_weight", |op, arch, kernel| op.0.weight(arch, kernel));
 op!(Conv1dBias, "conv1d_bias", |op, arch, kernel| {
     Plan::blocks(kernel, (op.0.groups * op.0.outputs) as usize, 256)
 });
 
 impl Extents {
-    fn plan(&self, kernel: &str) -> Plan {
-        let rows = self.batch * self.groups * self.outputs;
-        Plan::blocks(kernel, (rows * self.time_out.div_ceil(64)) as usize / 4 + 1, 256)
+    /// A block for every tile of `rows` channels by `times`, of every group and item.
+    fn tiles(&self, kernel: &str, rows: u32, times: u32) -> Plan {
+        let tiles = rows.div_ceil(TILE.0) as usize * times.div_ceil(TILE.1) as usize;
+        Plan::blocks(kernel, tiles * self.groups as usize * self.batch as usize, 256)
+    }
+
+    /// Tiles of the weight along x, slices of the batch along y; then the sum over slices.
+    fn weight(&self, arch: &Arch, kernel: &str) -> Plan {
+        let tap_tiles = self.kernel.div_ceil(COLUMNS);
+        let taps = self.kernel.div_ceil(tap_tiles.max(1)).max(1);
+        let input_tiles = self.inputs.div_ceil((COLUMNS / taps).clamp(1, self.inputs.max(1)));
+        let tiles = tap_tiles * input_tiles * self.outputs.div_ceil(TILE.0) * self.groups;
+        let slices = (3 * arch.units).div_ceil(tiles.max(1)).clamp(1, self.batch.max(1));
+        let weights = self.sizes().w;
+        Plan::new(kernel, [tiles.max(1), slices, 1], 256)
+            .then(stage(kernel, "end"), [size(weights.div_ceil(256)), 1, 1], 256)
+            .workspace(4 * (SLICES_HEADER + slices as usize * weights))
     }
 
     /// Times t_out whose tap `k` lies within the input: (first, count, input sample of the first).

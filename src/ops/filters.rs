@@ -8,7 +8,7 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{op, size};
+use super::{op, size, stage};
 use crate::backend::Plan;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
@@ -39,14 +39,21 @@ pub struct Compose(Extents);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct ComposeBackward(Extents);
 
-op!(Compose, "compose_filters", |op, arch, kernel| op.0.plan(kernel));
-op!(ComposeBackward, "compose_filters_backward", |op, arch, kernel| op.0.plan(kernel));
+op!(Compose, "compose_filters", |op, arch, kernel| {
+    let (outputs, _, channels, taps) = op.0.dims();
+    // Elements of w, one a thread; then a block for each bias.
+    Plan::blocks(kernel, (outputs * channels * taps).div_ceil(256) + outputs, 256)
+});
+op!(ComposeBackward, "compose_filters_backward", |op, arch, kernel| {
+    let (outputs, filters, _, taps) = op.0.dims();
+    // A block for each output and filter; then their parts of d_time and d_bias are added up.
+    let parts = filters * (taps + 1);
+    Plan::blocks(kernel, outputs * filters, 256)
+        .then(stage(kernel, "end"), [size(parts.div_ceil(256)), 1, 1], 256)
+        .workspace(4 * outputs * parts)
+});
 
 impl Extents {
-    fn plan(&self, kernel: &str) -> Plan {
-        Plan::blocks(kernel, self.outputs as usize, 256)
-    }
-
     fn dims(&self) -> (usize, usize, usize, usize) {
         let Self { outputs, filters, channels, kernel } = *self;
         (outputs as usize, filters as usize, channels as usize, kernel as usize)

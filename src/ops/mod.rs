@@ -79,6 +79,18 @@ pub(crate) fn size(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
+/// Name of a further stage's kernel: "spectral_f32" and "end" give "spectral_end_f32".
+pub(crate) fn stage(kernel: &str, what: &str) -> String {
+    match kernel.rsplit_once('_') {
+        Some((op, dtype)) => format!("{op}_{what}_{dtype}"),
+        None => format!("{kernel}_{what}"),
+    }
+}
+
+/// Numbers (of 4 bytes) at the head of a workspace of several slices' sums: the first of them is
+/// the count of slices.
+pub(crate) const SLICES_HEADER: usize = 64;
+
 /// Checks that the last axis of `dims` is `n`.
 pub(crate) fn expect_last(op: &'static str, dims: &[usize], n: usize) -> Result<()> {
     if dims.last() == Some(&n) {

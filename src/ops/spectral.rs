@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use realfft::num_complex::Complex;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 
-use super::{op, size};
+use super::{SLICES_HEADER, op, size, stage};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::scratch;
@@ -19,47 +19,190 @@ use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
-/// Extents of one block; also the parameters of its kernels.
+/// Extents of one block, and how its length is taken apart.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Extents {
     batch: u32,
     time: u32,
     channels: u32,
-    /// Add to the output instead of overwriting it (gradients only).
+    /// Add to y or dx instead of overwriting it (gradients only).
     accumulate: u32,
+    /// Radices of the GPU's transform; 0 where `time` is not a product of those it has.
+    passes: u32,
+    /// The radices less 1, 4 bits each, the first in the lowest.
+    radices: u32,
 }
 
 /// y = irfft(rfft(x) * gain). Inputs: x `[batch, time, channels]`, gain `[time / 2 + 1, channels,
-/// 2]` (real, imaginary); output: y.
-#[repr(transparent)]
+/// 2]` (real, imaginary); output: y. With the conjugate gain it is the gradient of the input.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Spectral(Extents);
+pub struct Spectral {
+    of: Extents,
+    conjugate: u32,
+}
 
-/// Gradient of the input. Inputs: dy, gain; output: dx.
-#[repr(transparent)]
+/// Both gradients. Inputs: dy, x, gain; outputs: d_gain, added to, and maybe dx.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct SpectralBackward(Extents);
+pub struct SpectralGrad {
+    of: Extents,
+    with_input: u32,
+}
 
-/// Gradient of the gain, added to. Inputs: dy, x; output: d_gain.
-#[repr(transparent)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct SpectralGain(Extents);
+op!(Spectral, "spectral", |op, arch, kernel| {
+    let of = &op.of;
+    match of.pairs(arch, |pairs| of.bytes(of.time() * pairs)) {
+        Some(pairs) => {
+            let grid = of.grid(pairs, 8 * arch.units);
+            let shared = of.bytes(of.time() * pairs as usize);
+            Plan::new(kernel, grid, of.block(pairs)).shared(shared)
+        }
+        None => {
+            let grid = of.grid(of.narrow(), 2 * arch.units);
+            Plan::new(stage(kernel, "any"), grid, 256).workspace(of.buffers(grid, 2))
+        }
+    }
+});
 
-op!(Spectral, "spectral", |op, arch, kernel| op.0.plan(arch, kernel));
-op!(SpectralBackward, "spectral_backward", |op, arch, kernel| op.0.plan(arch, kernel));
-op!(SpectralGain, "spectral_gain", |op, arch, kernel| op.0.plan(arch, kernel));
+op!(SpectralGrad, "spectral_grad", |op, arch, kernel| {
+    let of = &op.of;
+    let bins = of.time() / 2 + 1;
+    // x and dy side by side, and the sums of products, 4 numbers a bin and pair.
+    let bytes = |pairs: usize| of.bytes(2 * (of.time() + bins) * pairs);
+    let extent = bins * of.channels as usize * 2;
+    let sums = |slices: u32| 4 * (SLICES_HEADER + (slices as usize * extent).next_multiple_of(4));
+    let plan = match of.pairs(arch, bytes) {
+        Some(pairs) => {
+            let grid = of.grid(pairs, 2 * arch.units);
+            Plan::new(kernel, grid, of.block(pairs))
+                .shared(bytes(pairs as usize))
+                .workspace(sums(grid[1]))
+        }
+        None => {
+            let grid = of.grid(of.narrow(), 2 * arch.units);
+            let bytes = sums(grid[1]) + of.buffers(grid, 3);
+            Plan::new(stage(kernel, "any"), grid, 256).workspace(bytes)
+        }
+    };
+    plan.then(stage(kernel, "end"), [size(extent.div_ceil(256)), 1, 1], 256)
+});
+
+/// Channel pairs of a block: more than these bring no longer stretches of memory.
+const WIDEST: u32 = 16;
 
 impl Extents {
-    fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
-        let grid = [self.channels.div_ceil(32), self.batch, 1];
-        Plan::new(kernel, grid, 256).shared((self.time * 32 * 8).min(arch.shared) as usize)
+    fn new(batch: usize, time: usize, channels: usize) -> Self {
+        let radices = radices(time);
+        let packed = radices.iter().rev().fold(0, |all, radix| (all << 4) | (radix - 1));
+        Self {
+            batch: size(batch),
+            time: size(time),
+            channels: size(channels),
+            accumulate: 0,
+            passes: size(radices.len()),
+            radices: packed,
+        }
+    }
+
+    fn time(&self) -> usize {
+        self.time as usize
+    }
+
+    /// Shared memory for so many complex numbers, the roots of unity and the places of bins.
+    fn bytes(&self, numbers: usize) -> usize {
+        8 * numbers + 10 * self.time()
+    }
+
+    /// Channel pairs of a block, if the length can be transformed in shared memory, of which a
+    /// block of so many pairs needs `bytes`: as many as leave room for three blocks, or 48 KiB
+    /// where that is more, and blocks for all units.
+    fn pairs(&self, arch: &Arch, bytes: impl Fn(usize) -> usize) -> Option<u32> {
+        if self.passes == 0 || bytes(1) > arch.shared as usize {
+            return None;
+        }
+        let budget = (arch.shared / 3).max((48 << 10).min(arch.shared)) as usize;
+        let mut pairs = self.channels.div_ceil(2).next_power_of_two().min(WIDEST);
+        while pairs > 1 && bytes(pairs as usize) > budget {
+            pairs /= 2;
+        }
+        while pairs > 4 && self.groups(pairs) * self.batch < 2 * arch.units {
+            pairs /= 2;
+        }
+        Some(pairs)
+    }
+
+    /// Channel pairs of a block that works in global memory.
+    fn narrow(&self) -> u32 {
+        self.channels.div_ceil(2).clamp(1, 2)
+    }
+
+    fn groups(&self, pairs: u32) -> u32 {
+        self.channels.div_ceil(2 * pairs).max(1)
+    }
+
+    /// Groups of channels along x, slices of the batch along y: about `blocks` in all.
+    fn grid(&self, pairs: u32, blocks: u32) -> [u32; 3] {
+        let groups = self.groups(pairs);
+        let slices = blocks.div_ceil(groups).clamp(1, self.batch.max(1));
+        let items = self.batch.div_ceil(slices).max(1);
+        [groups, self.batch.div_ceil(items).clamp(1, 65_535), 1]
+    }
+
+    /// Threads: one for 8 numbers of a column.
+    fn block(&self, pairs: u32) -> u32 {
+        (pairs * self.time.div_ceil(8)).next_power_of_two().clamp(64, 256)
+    }
+
+    /// Workspace for the roots and `count` columns of every block.
+    fn buffers(&self, grid: [u32; 3], count: usize) -> usize {
+        let blocks = grid[0] as usize * grid[1] as usize;
+        8 * blocks * self.time() * (1 + count * self.narrow() as usize)
     }
 
     fn dims(&self) -> (usize, usize, usize, usize) {
         let time = self.time as usize;
         (self.batch as usize, time, self.channels as usize, time / 2 + 1)
     }
+}
+
+/// The radices whose product is `time`, in the order of the passes of the GPU's transform, which has
+/// butterflies of 1, 4, 5, 8, 16 for the first, of 2, 3, 4, 5, 8 for the last and of 2, 3, 4, 5, 7, 8
+/// for up to six between; none for a length that they do not make up.
+fn radices(time: usize) -> Vec<u32> {
+    let (mut left, mut found) = (time.max(1), Vec::new());
+    for odd in [7, 5, 3] {
+        while left.is_multiple_of(odd) {
+            found.push(size(odd));
+            left /= odd;
+        }
+    }
+    if !left.is_power_of_two() {
+        return Vec::new();
+    }
+    let twos = left.trailing_zeros();
+    let (head, eights): (&[u32], u32) = match twos % 3 {
+        0 => (&[], twos / 3),
+        1 if twos == 1 => (&[2], 0),
+        // 16 is for the first pass; something must be left for the last.
+        1 if twos == 4 && found.iter().all(|&r| r == 7) => (&[4, 4], 0),
+        1 => (&[16], (twos - 4) / 3),
+        _ => (&[4], twos / 3),
+    };
+    found.extend(head);
+    found.extend(std::iter::repeat_n(8, eights as usize));
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    let first = found.iter().position(|r| matches!(r, 4 | 5 | 8 | 16));
+    let first = first.map_or(1, |at| found.remove(at));
+    let (first, last) = match found.iter().rposition(|&r| r != 7) {
+        Some(at) => (first, found.remove(at)),
+        None if first > 1 => (1, first),
+        None => return Vec::new(),
+    };
+    found.insert(0, first);
+    found.push(last);
+    if found.len() > 8 { Vec::new() } else { found }
 }
 
 /// Transforms of one length with their working memory.
@@ -172,62 +315,64 @@ fn filter<T: Real>(
 
 impl HostKernel for Spectral {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
-        let (batch, time, channels, bins) = self.0.dims();
+        let (batch, time, channels, bins) = self.of.dims();
         let x = io.input_n::<T>(0, batch * time * channels)?;
         let gain = io.input_n::<T>(1, bins * channels * 2)?;
-        filter(&self.0, (x, gain), false, io.output_n(0, x.len())?)
+        filter(&self.of, (x, gain), self.conjugate != 0, io.output_n(0, x.len())?)
     }
 }
 
-impl HostKernel for SpectralBackward {
+impl HostKernel for SpectralGrad {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
-        let (batch, time, channels, bins) = self.0.dims();
-        let dy = io.input_n::<T>(0, batch * time * channels)?;
-        let gain = io.input_n::<T>(1, bins * channels * 2)?;
-        // The filter is a circulant matrix; its transpose has the conjugate spectrum.
-        filter(&self.0, (dy, gain), true, io.output_n(0, dy.len())?)
-    }
-}
-
-impl HostKernel for SpectralGain {
-    fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
-        let (batch, time, channels, bins) = self.0.dims();
+        let (batch, time, channels, bins) = self.of.dims();
         let item = time * channels;
         let (dy, x) = (io.input_n::<T>(0, batch * item)?, io.input_n::<T>(1, batch * item)?);
-        let d_gain = io.output_n::<T>(0, bins * channels * 2)?;
-        let n = T::of(time as f64);
-        scratch(channels * bins * 2, |sums: &mut [T]| {
-            sums.par_chunks_mut(bins * 2).enumerate().try_for_each(|(c, sums)| {
-                sums.fill(T::ZERO);
-                with_transform::<T>(time, |transform| {
-                    for (x, dy) in x.chunks_exact(item).zip(dy.chunks_exact(item)) {
-                        transform.analyse(x, c, channels)?;
-                        std::mem::swap(&mut transform.spectrum, &mut transform.other);
-                        transform.analyse(dy, c, channels)?;
-                        let bins = transform.other.iter().zip(&transform.spectrum);
-                        for (sum, (x, dy)) in sums.chunks_exact_mut(2).zip(bins) {
-                            let product = x.conj() * dy;
-                            sum[0] += product.re;
-                            sum[1] += product.im;
-                        }
-                    }
-                    Ok(())
-                })
-            })?;
-            for (f, row) in d_gain.chunks_exact_mut(2 * channels).enumerate() {
-                // Inner bins stand for two of the full spectrum; the first, and the last of an
-                // even length, are real and stand for one.
-                let edge = f == 0 || 2 * f == time;
-                let (re, im) =
-                    if edge { (T::ONE / n, T::ZERO) } else { (T::of(2.0) / n, T::of(2.0) / n) };
-                for (c, pair) in row.chunks_exact_mut(2).enumerate() {
-                    pair[0] += re * sums[(c * bins + f) * 2];
-                    pair[1] += im * sums[(c * bins + f) * 2 + 1];
-                }
-            }
-            Ok(())
-        })
+        gain_gradient(&self.of, (dy, x), io.output_n::<T>(0, bins * channels * 2)?)?;
+        if self.with_input == 0 {
+            return Ok(());
+        }
+        // The filter is a circulant matrix; its transpose has the conjugate spectrum.
+        let gain = io.input_n::<T>(2, bins * channels * 2)?;
+        filter(&self.of, (dy, gain), true, io.output_n(1, dy.len())?)
     }
+}
+
+/// d_gain += Σ over items of conj(rfft(x)) * rfft(dy), weighted as bins stand for the spectrum.
+fn gain_gradient<T: Real>(of: &Extents, (dy, x): (&[T], &[T]), d_gain: &mut [T]) -> Result<()> {
+    let (_, time, channels, bins) = of.dims();
+    let item = time * channels;
+    let n = T::of(time as f64);
+    scratch(channels * bins * 2, |sums: &mut [T]| {
+        sums.par_chunks_mut(bins * 2).enumerate().try_for_each(|(c, sums)| {
+            sums.fill(T::ZERO);
+            with_transform::<T>(time, |transform| {
+                for (x, dy) in x.chunks_exact(item).zip(dy.chunks_exact(item)) {
+                    transform.analyse(x, c, channels)?;
+                    std::mem::swap(&mut transform.spectrum, &mut transform.other);
+                    transform.analyse(dy, c, channels)?;
+                    let bins = transform.other.iter().zip(&transform.spectrum);
+                    for (sum, (x, dy)) in sums.chunks_exact_mut(2).zip(bins) {
+                        let product = x.conj() * dy;
+                        sum[0] += product.re;
+                        sum[1] += product.im;
+                    }
+                }
+                Ok(())
+            })
+        })?;
+        for (f, row) in d_gain.chunks_exact_mut(2 * channels).enumerate() {
+            // Inner bins stand for two of the full spectrum; the first, and the last of an even
+            // length, are real and stand for one.
+            let edge = f == 0 || 2 * f == time;
+            let (re, im) =
+                if edge { (T::ONE / n, T::ZERO) } else { (T::of(2.0) / n, T::of(2.0) / n) };
+            for (c, pair) in row.chunks_exact_mut(2).enumerate() {
+                pair[0] += re * sums[(c * bins + f) * 2];
+                pair[1] += im * sums[(c * bins + f) * 2 + 1];
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Filters `x` `[batch, time, channels]` along time by `gain` `[time / 2 + 1, channels, 2]`.
@@ -242,19 +387,94 @@ pub fn spectral(tape: &Tape<'_>, x: &Var, gain: &Var) -> Result<Var> {
         let problem = format!("a gain of shape {} for x of shape {}", gain.shape(), x.shape());
         return Err(Error::shape("spectral", problem));
     }
-    let extents =
-        Extents { batch: size(batch), time: size(time), channels: size(channels), accumulate: 0 };
+    let of = Extents::new(batch, time, channels);
     let y = tape.empty(*x.shape(), x.dtype(), "spectral")?;
-    tape.run(Spectral(extents), &[x.tensor(), gain.tensor()], &[&y])?;
+    tape.run(Spectral { of, conjugate: 0 }, &[x.tensor(), gain.tensor()], &[&y])?;
     let (input, gains) = (x.clone(), gain.clone());
     Ok(tape.push(y, &[x, gain], move |grads, dy| {
-        if let Some(to) = grads.sum_of(&gains)? {
-            grads.tape().run(SpectralGain(extents), &[&dy, input.tensor()], &[&to])?;
+        let (d_gain, dx) = (grads.sum_of(&gains)?, grads.target(&input)?);
+        let accumulate = dx.as_ref().is_some_and(|to| to.accumulate).into();
+        let of = Extents { accumulate, ..of };
+        match (&d_gain, &dx) {
+            (Some(d_gain), dx) => {
+                let op = SpectralGrad { of, with_input: dx.is_some().into() };
+                let inputs = [&dy, input.tensor(), gains.tensor()];
+                let mut outputs = vec![d_gain];
+                outputs.extend(dx.as_ref().map(|to| &to.tensor));
+                grads.tape().run(op, &inputs, &outputs)
+            }
+            (None, Some(to)) => {
+                let op = Spectral { of, conjugate: 1 };
+                grads.tape().run(op, &[&dy, gains.tensor()], &[&to.tensor])
+            }
+            (None, None) => Ok(()),
         }
-        if let Some(to) = grads.target(&input)? {
-            let op = SpectralBackward(Extents { accumulate: to.accumulate.into(), ..extents });
-            grads.tape().run(op, &[&dy, gains.tensor()], &[&to.tensor])?;
-        }
-        Ok(())
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn radices_make_up_the_length() {
+        for time in 1..5000 {
+            let found = radices(time);
+            let mut rest = time;
+            for p in [2, 3, 5, 7] {
+                while rest.is_multiple_of(p) {
+                    rest /= p;
+                }
+            }
+            if found.is_empty() {
+                let sevens = std::iter::successors(Some(1), |n| Some(7 * n)).take(6);
+                let known = rest > 1 || sevens.into_iter().any(|n| n == time);
+                assert!(known, "{time} is a product of small primes");
+                continue;
+            }
+            assert_eq!(found.iter().map(|&r| r as usize).product::<usize>(), time);
+            let [first, between @ .., last] = found.as_slice() else { panic!("{time}: {found:?}") };
+            assert!(between.len() <= 6 && [1, 4, 5, 8, 16].contains(first), "{time}: {found:?}");
+            assert!([2, 3, 4, 5, 8].contains(last), "{time}: {found:?}");
+            assert!(between.iter().all(|r| [2, 3, 4, 5, 7, 8].contains(r)), "{time}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn kernels_can_find_the_pairs_of_a_plan_again() {
+        for channels in 1..300_u32 {
+            let of = Extents::new(3, 200, channels as usize);
+            for pairs in [1, 2, 4, 8, 16] {
+                let grid = of.grid(pairs, 64);
+                // As `columns` of kernels/spectral.cu.
+                let mut found = 1;
+                while found * grid[0] < channels.div_ceil(2) {
+                    found *= 2;
+                }
+                assert!(found <= pairs, "{channels} channels by {pairs}: {found}");
+                assert_eq!(of.groups(found), grid[0], "{channels} channels by {pairs}");
+            }
+        }
+    }
+
+    #[test]
+    fn plans_fit_their_machines() {
+        for name in Arch::claimable() {
+            let Some(arch) = Arch::claim(name) else { continue };
+            for (time, channels) in
+                [(1, 1), (33, 7), (200, 128), (1024, 256), (4096, 3), (30_000, 64)]
+            {
+                for op in [SpectralGrad { of: Extents::new(64, time, channels), with_input: 1 }] {
+                    let route = crate::backend::Op::plan(&op, &arch, crate::DType::F32);
+                    let crate::backend::Route::Kernel(plan) = route else { continue };
+                    for stage in &plan.stages {
+                        assert!(
+                            stage.shared <= arch.shared && stage.block <= 256,
+                            "{name} {stage:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }
