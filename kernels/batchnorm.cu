@@ -11,10 +11,6 @@ namespace {
 constexpr int THREADS = 256;
 constexpr unsigned HEADER = 64;  // floats of the workspace before the sums: the number of slices
 
-DEVICE bool aligned(const void* p, unsigned bytes) {
-  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
-}
-
 // What slices leave in the workspace: [slices, 3, channels].
 struct Slices {
   float* base;

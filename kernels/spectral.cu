@@ -19,10 +19,6 @@ namespace {
 
 constexpr int THREADS = 256;
 
-DEVICE bool aligned(const void* p, unsigned bytes) {
-  return (reinterpret_cast<size_t>(p) & (bytes - 1)) == 0;
-}
-
 // The channel pair of this thread within a tensor [batch, time, channels].
 template <class T> struct Signal {
   T* base;

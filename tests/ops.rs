@@ -8,21 +8,40 @@ mod compare;
 use std::sync::Arc;
 
 use cases::Case;
-use compare::{Outcome, PRECISIONS, distance, draw, errors};
+use compare::{Outcome, PRECISIONS, Types, distance, draw, errors, params_on};
 use engine::DType;
-use engine::backend::Backend;
 use engine::backend::cpu::Cpu;
+use engine::backend::gpu::Gpu;
+use engine::backend::gpu::cuda::{self, Cuda};
+use engine::backend::gpu::driver::Driver;
+use engine::backend::route::with_wishes;
+use engine::config::Gemm;
 use engine::data::rng::Rng;
-use engine::nn::params::{Builder, Params};
-
-fn params() -> Params {
-    let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(2, 1 << 30).expect("starts"));
-    Builder::default().build(cpu, DType::F32, 0).expect("empty")
-}
+use engine::nn::params::Params;
 
 fn run(params: &Params, case: &Case, values: &[Vec<f64>], dy: &[f64]) -> Outcome {
-    let outcome = compare::run(params, case, values, DType::F64, dy);
+    let outcome = compare::run(params, case, values, Types::Uniform(DType::F64), dy);
     outcome.unwrap_or_else(|error| panic!("{}: {error}", case.name))
+}
+
+fn params() -> Params {
+    params_on(Arc::new(Cpu::new(2, 1 << 30).expect("starts")))
+}
+
+/// The cards that the table runs on: NVIDIA's where one is present, with its own kernels and with
+/// those of sm_80.
+fn cards() -> Vec<(String, Cuda)> {
+    if !cuda::driver_is_present() {
+        eprintln!("skipped: the table on CUDA (no NVIDIA driver)");
+        return Vec::new();
+    }
+    let own = Cuda::open(0, None).unwrap_or_else(|error| panic!("{error}"));
+    let mut cards = vec![(own.arch().name.clone(), own)];
+    if cards[0].0 != "sm_80" {
+        let older = Cuda::open(0, Some(80)).unwrap_or_else(|error| panic!("{error}"));
+        cards.push((format!("{} as sm_80", cards[0].0), older));
+    }
+    cards
 }
 
 /// Elements of an operand that are differenced numerically.
@@ -65,17 +84,54 @@ fn gradients_match_central_differences() {
     }
 }
 
-#[test]
-fn every_precision_matches_f64() {
-    let params = params();
-    let mut rng = Rng::new(2026, 2);
+/// Runs the table on `device` in all of `precisions`, against f64 on the CPU.
+fn check_table(name: &str, device: &Params, precisions: &[(Types, f64)], seed: u64) {
+    let reference = params();
+    let mut rng = Rng::new(2026, seed);
+    let mut failed = Vec::new();
     for case in cases::table() {
-        for (dtype, limit) in PRECISIONS {
-            let errors = errors(&params, &params, &case, dtype, &mut rng);
-            for (what, error) in errors.unwrap_or_else(|error| panic!("{}: {error}", case.name)) {
-                let name = &case.name;
-                assert!(error < limit, "{name} in {}: {what} off by {error:.1e}", dtype.name());
+        let drawn = draw(&case, &mut rng);
+        for &(types, limit) in precisions {
+            let what = format!("{} in {}", case.name, types.name());
+            let errors = errors(&reference, device, &case, types, &drawn);
+            for (part, error) in errors.unwrap_or_else(|error| panic!("{what}: {error}")) {
+                if error.is_nan() || error >= limit {
+                    failed.push(format!("{what}: {part} off by {error:.1e}"));
+                }
             }
         }
+    }
+    assert!(failed.is_empty(), "on {name}:\n{}", failed.join("\n"));
+}
+
+#[test]
+fn every_precision_matches_f64() {
+    check_table("the CPU", &params(), &PRECISIONS, 2);
+}
+
+#[test]
+fn cards_match_f64() {
+    for (name, card) in cards() {
+        let arch = card.arch().clone();
+        check_table(&name, &params_on(Arc::new(Gpu::new(card, arch, 4 << 30))), &PRECISIONS, 3);
+    }
+}
+
+/// Without the vendor's library.
+#[test]
+fn native_products_match_f64() {
+    for (name, card) in cards() {
+        let arch = with_wishes(card.arch(), Gemm::Native, &[]).expect("possible");
+        check_table(&name, &params_on(Arc::new(Gpu::new(card, arch, 4 << 30))), &PRECISIONS, 4);
+    }
+}
+
+#[test]
+fn tf32_products_match_f64() {
+    for (name, card) in cards() {
+        let mut arch = card.arch().clone();
+        arch.wishes.tf32 = true;
+        let precisions = [(Types::Uniform(DType::F32), 1e-3)];
+        check_table(&name, &params_on(Arc::new(Gpu::new(card, arch, 4 << 30))), &precisions, 5);
     }
 }

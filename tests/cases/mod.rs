@@ -18,7 +18,11 @@ pub enum Draw {
     Normal,
     /// As normal, but nothing within 0.05 of 0, where a function has a kink.
     OffZero,
-    /// Normal around 1, differentiated.
+    /// As normal; a weight of a product.
+    Weight,
+    /// As normal; any other parameter.
+    Parameter,
+    /// Normal around 1; a parameter.
     NearOne,
     /// Normal, not differentiated.
     Target,
@@ -32,12 +36,12 @@ pub enum Draw {
 
 impl Draw {
     pub fn differentiated(self) -> bool {
-        matches!(self, Self::Normal | Self::OffZero | Self::NearOne)
+        !matches!(self, Self::Target | Self::Binary | Self::Positive | Self::Label(_))
     }
 
     pub fn values(self, n: usize, rng: &mut Rng) -> Vec<f64> {
         let one = |rng: &mut Rng| match self {
-            Self::Normal | Self::Target => rng.normal(),
+            Self::Normal | Self::Weight | Self::Parameter | Self::Target => rng.normal(),
             Self::OffZero => {
                 let x = rng.normal();
                 x + 0.05 * x.signum()
@@ -62,7 +66,7 @@ pub struct Case {
     pub run: Function1,
 }
 
-use Draw::{Binary, Label, NearOne, Normal, OffZero, Positive, Target};
+use Draw::{Binary, Label, NearOne, Normal, OffZero, Parameter, Positive, Target, Weight};
 
 struct Table(Vec<Case>);
 
@@ -92,31 +96,38 @@ pub fn table() -> Vec<Case> {
 fn products(table: &mut Table) {
     for (m, n, k) in [(1, 1, 1), (7, 5, 3), (33, 65, 17), (130, 31, 70)] {
         let name = format!("linear {m}x{n}x{k}");
-        table.add(&name, &[(&[m, k], Normal), (&[n, k], Normal), (&[n], Normal)], |tape, v| {
+        table.add(&name, &[(&[m, k], Normal), (&[n, k], Weight), (&[n], Parameter)], |tape, v| {
+            linear(tape, &v[0], &v[1], After { bias: Some(&v[2]), ..After::default() })
+        });
+    }
+    // Rows in whole 16-byte pieces, tiles that fill a card, and sums long enough to be split.
+    for (m, n, k) in [(72, 136, 40), (1100, 24, 16), (2050, 72, 48)] {
+        let name = format!("linear {m}x{n}x{k}");
+        table.add(&name, &[(&[m, k], Normal), (&[n, k], Weight), (&[n], Parameter)], |tape, v| {
             linear(tape, &v[0], &v[1], After { bias: Some(&v[2]), ..After::default() })
         });
     }
     table.add(
         "linear gelu",
-        &[(&[3, 11, 9], Normal), (&[13, 9], Normal), (&[13], Normal)],
+        &[(&[3, 11, 9], Normal), (&[13, 9], Weight), (&[13], Parameter)],
         |t, v| linear(t, &v[0], &v[1], After { bias: Some(&v[2]), gelu: true, ..After::default() }),
     );
     let operands: [(&[usize], Draw); 4] =
-        [(&[5, 7, 9], Normal), (&[13, 9], Normal), (&[13], Normal), (&[5, 7, 13], Normal)];
+        [(&[5, 7, 9], Normal), (&[13, 9], Weight), (&[13], Parameter), (&[5, 7, 13], Normal)];
     table.add("linear dropout residual", &operands, |tape, v| {
         let after =
             After { bias: Some(&v[2]), dropout: 0.3, residual: Some(&v[3]), ..After::default() };
         linear(tape, &v[0], &v[1], after)
     });
-    table.add("linear of its residual", &[(&[6, 9], Normal), (&[9, 9], Normal)], |tape, v| {
+    table.add("linear of its residual", &[(&[6, 9], Normal), (&[9, 9], Weight)], |tape, v| {
         linear(tape, &v[0], &v[1], After { residual: Some(&v[0]), ..After::default() })
     });
     let operands: [(&[usize], Draw); 6] = [
         (&[3, 7, 8], Normal),
-        (&[32, 8], Normal),
-        (&[32], Normal),
-        (&[8, 32], Normal),
-        (&[8], Normal),
+        (&[32, 8], Weight),
+        (&[32], Parameter),
+        (&[8, 32], Weight),
+        (&[8], Parameter),
         (&[3, 7, 8], Normal),
     ];
     for dropout in [0.0, 0.3] {
@@ -153,7 +164,7 @@ fn transformers(table: &mut Table) {
         let name = format!("softmax {rows}x{cols}");
         table.add(&name, &[(&[rows, cols], Normal)], |tape, v| softmax::softmax(tape, &v[0]));
     }
-    table.add("positions", &[(&[3, 5, 7], Normal), (&[5, 7], Normal)], |tape, v| {
+    table.add("positions", &[(&[3, 5, 7], Normal), (&[5, 7], Parameter)], |tape, v| {
         positions::add_positions(tape, &v[0], &v[1])
     });
     for patch in [1, 3, 4] {
@@ -166,7 +177,7 @@ fn transformers(table: &mut Table) {
         let gain = [time / 2 + 1, channels, 2];
         let name = format!("spectral b{batch} t{time} c{channels}");
         let x = [batch, time, channels];
-        table.add(&name, &[(&x, Normal), (&gain, Normal)], |tape, v| {
+        table.add(&name, &[(&x, Normal), (&gain, Parameter)], |tape, v| {
             spectral::spectral(tape, &v[0], &v[1])
         });
     }
@@ -238,7 +249,7 @@ fn norms(table: &mut Table) {
     for (rows, cols) in [(1, 3), (7, 5), (65, 33), (9, 257)] {
         let name = format!("layernorm {rows}x{cols}");
         let operands: [(&[usize], Draw); 3] =
-            [(&[rows, cols], Normal), (&[cols], NearOne), (&[cols], Normal)];
+            [(&[rows, cols], Normal), (&[cols], NearOne), (&[cols], Parameter)];
         table
             .add(&name, &operands, |tape, v| layernorm::layernorm(tape, &v[0], &v[1], &v[2], 1e-5));
     }
@@ -246,7 +257,7 @@ fn norms(table: &mut Table) {
         let operands: [(&[usize], Draw); 5] = [
             (&[4, 5, 9], Normal),
             (&[5], NearOne),
-            (&[5], Normal),
+            (&[5], Parameter),
             (&[5], Target),
             (&[5], Positive),
         ];

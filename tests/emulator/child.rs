@@ -9,12 +9,12 @@ use engine::backend::gpu::driver::{Driver, Launch, Operands};
 use engine::backend::gpu::hip::{self, Hip};
 use engine::backend::{Backend, Stage};
 use engine::data::rng::Rng;
-use engine::nn::params::{Builder, Params};
+use engine::nn::params::Params;
 use engine::ops::elementwise::{self, Axpy, Fill};
 use engine::{DType, Tape};
 
 use crate::cases;
-use crate::compare::{PRECISIONS, errors};
+use crate::compare::{PRECISIONS, draw, errors, params_on};
 
 /// True in a process that `main.rs` started; the tests do nothing elsewhere.
 fn is_child() -> bool {
@@ -27,10 +27,6 @@ fn card() -> Arc<Gpu<Hip>> {
     Arc::new(Gpu::new(driver, arch, 256 << 20))
 }
 
-fn params_on(backend: Arc<dyn Backend>) -> Params {
-    Builder::default().build(backend, DType::F32, 0).expect("empty")
-}
-
 fn reference() -> Params {
     params_on(Arc::new(Cpu::new(1, 1 << 30).expect("starts")))
 }
@@ -40,17 +36,18 @@ fn compare_cases(wanted: impl Fn(&str) -> bool) {
     let (exact, gpu) = (reference(), card());
     let name = gpu.arch().name.clone();
     let found = params_on(gpu);
-    let types = std::env::var("ENGINE_EMULATOR_CASES").unwrap_or_else(|_| "f32,bf16,f16".into());
+    let wish = std::env::var("ENGINE_EMULATOR_CASES").ok();
     let mut rng = Rng::new(2026, 3);
     let (mut problems, mut compared, start) = (Vec::new(), 0, Instant::now());
     for case in cases::table().iter().filter(|case| wanted(&case.name)) {
-        for (dtype, limit) in PRECISIONS {
-            if !types.split(',').any(|name| name == dtype.name()) {
+        let drawn = draw(case, &mut rng);
+        for (types, limit) in PRECISIONS {
+            if wish.as_ref().is_some_and(|wish| !wish.split(',').any(|name| name == types.name())) {
                 continue;
             }
             compared += 1;
-            let what = format!("{} in {}", case.name, dtype.name());
-            match errors(&exact, &found, case, dtype, &mut rng) {
+            let what = format!("{} in {}", case.name, types.name());
+            match errors(&exact, &found, case, types, &drawn) {
                 Err(error) => problems.push(format!("{what}: {error}")),
                 Ok(errors) => problems.extend(
                     errors
