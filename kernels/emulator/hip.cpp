@@ -318,7 +318,8 @@ hipError_t hipDeviceGetAttribute(int* value, int attribute, int index) {
     case hipDeviceAttributeMaxThreadsPerBlock: *value = MOST_THREADS; break;
     case hipDeviceAttributeMemoryBusWidth: *value = int(card.bus_bits); break;
     case hipDeviceAttributeMemoryClockRate: *value = int(card.memory_megahertz) * 1000; break;
-    case hipDeviceAttributeMultiprocessorCount: *value = int(card.units); break;
+    // The runtime counts pairs of RDNA's compute units.
+    case hipDeviceAttributeMultiprocessorCount: *value = int(card.units) / (WAVE == 32 ? 2 : 1); break;
     case hipDeviceAttributeMaxSharedMemoryPerBlock: *value = LDS; break;
     case hipDeviceAttributeWarpSize: *value = WAVE; break;
     default: return hipErrorInvalidValue;

@@ -7,7 +7,7 @@ use engine::backend::cpu::Cpu;
 use engine::backend::gpu::Gpu;
 use engine::backend::gpu::driver::{Driver, Launch, Operands};
 use engine::backend::gpu::hip::{self, Hip};
-use engine::backend::{Backend, Stage};
+use engine::backend::{Arch, Backend, Stage};
 use engine::data::rng::Rng;
 use engine::nn::params::Params;
 use engine::ops::elementwise::{self, Axpy, Fill};
@@ -35,6 +35,7 @@ fn reference() -> Params {
 fn compare_cases(wanted: impl Fn(&str) -> bool) {
     let (exact, gpu) = (reference(), card());
     let name = gpu.arch().name.clone();
+    assert_eq!(Some(gpu.arch().units), Arch::claim(&name).map(|arch| arch.units));
     let found = params_on(gpu);
     let wish = std::env::var("ENGINE_EMULATOR_CASES").ok();
     let mut rng = Rng::new(2026, 3);
