@@ -2,11 +2,14 @@
 //! f64.
 
 mod cases;
+#[path = "cases/compare.rs"]
+mod compare;
 
 use std::sync::Arc;
 
-use cases::{Case, Draw};
-use engine::backend::Backend;
+use cases::Case;
+use compare::{Outcome, PRECISIONS, Types, distance, draw, errors, params_on};
+use engine::DType;
 use engine::backend::cpu::Cpu;
 use engine::backend::gpu::Gpu;
 use engine::backend::gpu::cuda::{self, Cuda};
@@ -14,126 +17,11 @@ use engine::backend::gpu::driver::Driver;
 use engine::backend::route::with_wishes;
 use engine::config::Gemm;
 use engine::data::rng::Rng;
-use engine::nn::params::{Builder, Params};
-use engine::ops::philox;
-use engine::{DType, Tape, Tensor, Var};
-use half::{bf16, f16};
+use engine::nn::params::Params;
 
-/// Result of a case and the gradient of each differentiated operand, widened.
-struct Outcome {
-    output: Vec<f64>,
-    grads: Vec<Vec<f64>>,
-}
-
-/// A tensor of `values` in `dtype`; rounded on the host, whatever the backend.
-fn upload(params: &Params, shape: &[usize], values: &[f64], dtype: DType) -> Tensor {
-    let backend = params.backend();
-    let tensor = match dtype {
-        DType::F64 => backend.tensor(shape, values, "operand"),
-        DType::F32 => backend.tensor(shape, &each(values, |x| x as f32), "operand"),
-        DType::Bf16 => backend.tensor(shape, &each(values, bf16::from_f64), "operand"),
-        DType::F16 => backend.tensor(shape, &each(values, f16::from_f64), "operand"),
-        DType::I32 => backend.tensor(shape, &each(values, |x| x as i32), "operand"),
-    };
-    tensor.expect("fits")
-}
-
-fn each<T>(values: &[f64], f: impl Fn(f64) -> T) -> Vec<T> {
-    values.iter().map(|&x| f(x)).collect()
-}
-
-/// The numbers of a tensor.
-fn wide(params: &Params, x: &Tensor) -> Vec<f64> {
-    let backend = params.backend();
-    match x.dtype() {
-        DType::F64 => backend.read::<f64>(x).expect("f64"),
-        DType::Bf16 => {
-            let read = backend.read::<bf16>(x).expect("bf16");
-            read.into_iter().map(bf16::to_f64).collect()
-        }
-        DType::F16 => {
-            let read = backend.read::<f16>(x).expect("f16");
-            read.into_iter().map(f16::to_f64).collect()
-        }
-        _ => backend.read::<f32>(x).expect("f32").into_iter().map(f64::from).collect(),
-    }
-}
-
-/// Types of a case's operands.
-#[derive(Clone, Copy, PartialEq)]
-enum Types {
-    /// All floats in one.
-    Uniform(DType),
-    /// As in mixed precision: activations and weights of products in this one, every other parameter
-    /// and every parameter's gradient in f32.
-    Mixed(DType),
-}
-
-impl Types {
-    fn of(self, draw: Draw) -> DType {
-        match (draw, self) {
-            (Draw::Label(_), _) => DType::I32,
-            (_, Self::Uniform(DType::F64)) => DType::F64,
-            (draw, _) if !draw.differentiated() => DType::F32,
-            (Draw::Parameter | Draw::NearOne, Self::Mixed(_)) => DType::F32,
-            (_, Self::Uniform(dtype) | Self::Mixed(dtype)) => dtype,
-        }
-    }
-
-    /// Of the gradient of an operand.
-    fn of_gradient(self, draw: Draw) -> DType {
-        let parameter = matches!(draw, Draw::Parameter | Draw::NearOne | Draw::Weight);
-        if parameter && matches!(self, Self::Mixed(_)) { DType::F32 } else { self.of(draw) }
-    }
-
-    /// Of the activations.
-    fn main(self) -> DType {
-        match self {
-            Self::Uniform(dtype) | Self::Mixed(dtype) => dtype,
-        }
-    }
-}
-
-/// Fills memory that later allocations will get with NaN, so that an op that reads what it should
-/// have written, or leaves something unwritten, shows.
-fn poison(params: &Params) {
-    let backend = params.backend();
-    drop(backend.tensor([1 << 18], &vec![f32::NAN; 1 << 18], "poison").expect("fits"));
-}
-
-fn run(params: &Params, case: &Case, values: &[Vec<f64>], types: Types, dy: &[f64]) -> Outcome {
-    let mut leaves = Vec::new();
-    let state = philox::state(11, 5);
-    let rng = params.backend().tensor([4], &state, "rng").expect("fits");
-    let vars: Vec<Var> = case
-        .operands
-        .iter()
-        .zip(values)
-        .map(|((shape, draw), values)| {
-            let tensor = upload(params, shape, values, types.of(*draw));
-            if !draw.differentiated() {
-                return Var::constant(tensor);
-            }
-            let zeros = vec![0.0; values.len()];
-            let grad = upload(params, shape, &zeros, types.of_gradient(*draw));
-            leaves.push(grad.clone());
-            Var::leaf(tensor, grad)
-        })
-        .collect();
-    poison(params);
-    let tape = if case.training { Tape::training(params, Some(rng)) } else { Tape::frozen(params) };
-    let output = (case.run)(&tape, &vars).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-    let count = output.tensor().numel();
-    let dy = upload(params, output.dims(), &dy[..count], output.dtype());
-    tape.backward_from(&output, dy).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-    Outcome {
-        output: wide(params, output.tensor()),
-        grads: leaves.iter().map(|grad| wide(params, grad)).collect(),
-    }
-}
-
-fn params_on(backend: Arc<dyn Backend>) -> Params {
-    Builder::default().build(backend, DType::F32, 0).expect("empty")
+fn run(params: &Params, case: &Case, values: &[Vec<f64>], dy: &[f64]) -> Outcome {
+    let outcome = compare::run(params, case, values, Types::Uniform(DType::F64), dy);
+    outcome.unwrap_or_else(|error| panic!("{}: {error}", case.name))
 }
 
 fn params() -> Params {
@@ -156,17 +44,6 @@ fn cards() -> Vec<(String, Cuda)> {
     cards
 }
 
-fn draw(case: &Case, rng: &mut Rng) -> (Vec<Vec<f64>>, Vec<f64>) {
-    let draw = |(shape, draw): &(Vec<usize>, Draw)| draw.values(shape.iter().product(), rng);
-    let values = case.operands.iter().map(draw).collect();
-    (values, Draw::Normal.values(1 << 19, rng))
-}
-
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-3)
-}
-
 /// Elements of an operand that are differenced numerically.
 const PROBES: usize = 24;
 
@@ -176,7 +53,7 @@ fn gradients_match_central_differences() {
     let mut rng = Rng::new(2026, 1);
     for case in cases::table() {
         let (mut values, dy) = draw(&case, &mut rng);
-        let exact = run(&params, &case, &values, Types::Uniform(DType::F64), &dy);
+        let exact = run(&params, &case, &values, &dy);
         let differentiated: Vec<usize> =
             (0..values.len()).filter(|&i| case.operands[i].1.differentiated()).collect();
         for (leaf, &operand) in differentiated.iter().enumerate() {
@@ -191,8 +68,7 @@ fn gradients_match_central_differences() {
                 let project = |shift: f64, values: &mut Vec<Vec<f64>>| {
                     let before = values[operand][at];
                     values[operand][at] = before + shift;
-                    let output =
-                        run(&params, &case, values, Types::Uniform(DType::F64), &dy).output;
+                    let output = run(&params, &case, values, &dy).output;
                     values[operand][at] = before;
                     output.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>()
                 };
@@ -208,47 +84,20 @@ fn gradients_match_central_differences() {
     }
 }
 
-/// Types and limits of the relative error that every backend keeps.
-const PRECISIONS: [(Types, f64); 5] = [
-    (Types::Uniform(DType::F32), 1e-5),
-    (Types::Uniform(DType::Bf16), 1e-2),
-    (Types::Uniform(DType::F16), 1e-2),
-    (Types::Mixed(DType::Bf16), 1e-2),
-    (Types::Mixed(DType::F16), 1e-2),
-];
-
 /// Runs the table on `device` in all of `precisions`, against f64 on the CPU.
 fn check_table(name: &str, device: &Params, precisions: &[(Types, f64)], seed: u64) {
     let reference = params();
     let mut rng = Rng::new(2026, seed);
     let mut failed = Vec::new();
     for case in cases::table() {
-        let (values, dy) = draw(&case, &mut rng);
+        let drawn = draw(&case, &mut rng);
         for &(types, limit) in precisions {
-            // Both start from the same, rounded, numbers.
-            let round = |values: &[f64], dtype: DType| match dtype {
-                DType::Bf16 => each(values, |x| f64::from(bf16::from_f64(x))),
-                DType::F16 => each(values, |x| f64::from(f16::from_f64(x))),
-                _ => values.to_vec(),
-            };
-            let drawn = values.iter().zip(&case.operands);
-            let values: Vec<Vec<f64>> =
-                drawn.map(|(values, (_, draw))| round(values, types.of(*draw))).collect();
-            let dy = round(&dy, types.main());
-            let exact = run(&reference, &case, &values, Types::Uniform(DType::F64), &dy);
-            let found = run(device, &case, &values, types, &dy);
-            let mut check = |what: &str, found: &[f64], exact: &[f64]| {
-                let error = distance(found, exact);
-                let mixed = if matches!(types, Types::Mixed(_)) { "mixed " } else { "" };
-                let dtype = types.main().name();
+            let what = format!("{} in {}", case.name, types.name());
+            let errors = errors(&reference, device, &case, types, &drawn);
+            for (part, error) in errors.unwrap_or_else(|error| panic!("{what}: {error}")) {
                 if error.is_nan() || error >= limit {
-                    let case = &case.name;
-                    failed.push(format!("{case} in {mixed}{dtype}: {what} off by {error:.1e}"));
+                    failed.push(format!("{what}: {part} off by {error:.1e}"));
                 }
-            };
-            check("output", &found.output, &exact.output);
-            for (i, (found, exact)) in found.grads.iter().zip(&exact.grads).enumerate() {
-                check(&format!("gradient {i}"), found, exact);
             }
         }
     }

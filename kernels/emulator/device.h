@@ -24,17 +24,24 @@ namespace emulator {
 struct Thread {
   unsigned thread, block[3], grid[3], block_threads;
   char* dynamic_shared;
+  char* stack_end;
+  // Between which barriers the thread is, as race.cpp numbers it.
+  unsigned stamp;
 };
 extern Thread* current;
-void barrier();
+// `file` and `line` are where the kernel calls; lanes that meet from different places diverge.
+void barrier(const char* file, int line);
 // Waits for every live lane of the wave.
-void wave_barrier();
+void wave_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 // Puts `bytes` of each lane where all lanes of the wave can read them, until the next exchange.
 // Lane i's begin at result + i * bytes.
-const char* exchange(const void* mine, size_t bytes);
+const char* exchange(const void* mine, size_t bytes, const char* file = __builtin_FILE(),
+                     int line = __builtin_LINE());
+// Refuses if `lane` gave nothing to the last exchange: there is no such thread, or it had ended.
+void expect_lane(unsigned lane);
 using Entry = void (*)(const void* params, const void* operands);
 struct Registration {
-  Registration(const char* name, Entry entry);
+  Registration(const char* name, Entry entry, unsigned params);
 };
 }  // namespace emulator
 
@@ -45,16 +52,24 @@ inline unsigned block_y() { return emulator::current->block[1]; }
 inline unsigned block_z() { return emulator::current->block[2]; }
 inline unsigned grid_x() { return emulator::current->grid[0]; }
 inline unsigned grid_y() { return emulator::current->grid[1]; }
-inline void barrier() { emulator::barrier(); }
-inline void wave_barrier() { emulator::wave_barrier(); }
-template <class V> V shuffle(V value, int lane) {
+inline void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::barrier(file, line);
+}
+inline void wave_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::wave_barrier(file, line);
+}
+template <class V>
+V shuffle(V value, int lane, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   static_assert(sizeof(V) == 4, "shuffles move 4 bytes");
+  const char* all = emulator::exchange(&value, 4, file, line);
+  emulator::expect_lane(unsigned(lane) & (WAVE - 1));
   V found;
-  std::memcpy(&found, emulator::exchange(&value, 4) + 4 * (lane & (WAVE - 1)), 4);
+  std::memcpy(&found, all + 4 * (lane & (WAVE - 1)), 4);
   return found;
 }
-template <class V> V shuffle_xor(V value, int mask) {
-  return shuffle(value, int((thread_x() & (WAVE - 1)) ^ unsigned(mask)));
+template <class V>
+V shuffle_xor(V value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  return shuffle(value, int((thread_x() & (WAVE - 1)) ^ unsigned(mask)), file, line);
 }
 inline char* dynamic_shared() { return emulator::current->dynamic_shared; }
 inline float exp_of(float x) { return std::exp(x); }
@@ -77,10 +92,29 @@ inline unsigned short bf16_bits(float x) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 0x40u);
   return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-unsigned short f16_bits(float x);
-float f16_value(unsigned short x);
+inline unsigned short f16_bits(float x) {
+  unsigned bits = bits_of(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return (unsigned short)(sign | 0x7e00u);
+  if (rest >= 0x47800000u) return (unsigned short)(sign | 0x7c00u);
+  if (rest < 0x38800000u) {  // subnormal: the sum with 0.5 rounds at the right bit
+    float shifted = float_of(rest) + 0.5f;
+    return (unsigned short)(sign | (bits_of(shifted) - 0x3f000000u));
+  }
+  unsigned rounded = rest + 0xfffu + ((rest >> 13) & 1u);
+  return (unsigned short)(sign | ((rounded - 0x38000000u) >> 13));
+}
 
-#define EMULATED(name, Params)                                                             \
-  static emulator::Registration registered_##name(#name, [](const void* p, const void* o) { \
-    name(*static_cast<const Params*>(p), *static_cast<const Operands*>(o));                \
-  });
+inline float f16_value(unsigned short x) {
+  unsigned sign = unsigned(x & 0x8000u) << 16, rest = x & 0x7fffu;
+  if (rest >= 0x7c00u) return float_of(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+  if (rest < 0x400u) return float_of(sign) + (sign ? -1.0f : 1.0f) * float(rest) * 5.9604644775390625e-08f;
+  return float_of(sign | ((rest << 13) + 0x38000000u));
+}
+
+#define EMULATED(name, Params)                                      \
+  static emulator::Registration registered_##name(                  \
+      #name,                                                        \
+      [](const void* p, const void* o) {                            \
+        name(*static_cast<const Params*>(p), *static_cast<const Operands*>(o)); \
+      },                                                            \
+      sizeof(Params));

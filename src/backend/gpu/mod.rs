@@ -9,6 +9,7 @@
 pub mod blas;
 pub mod cuda;
 pub mod driver;
+pub mod hip;
 pub mod images;
 pub mod queue;
 
