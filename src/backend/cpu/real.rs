@@ -129,6 +129,8 @@ impl Real for f32 {
     }
 
     #[inline(always)]
+    // The fit's coefficient, not ln 2.
+    #[allow(clippy::approx_constant)]
     fn exp2(self) -> Self {
         let x = if self < -126.0 { -126.0 } else { self };
         // 1.5 * 2^23 as in `exp`, and the bias of exponents: the low bits become those of 2^n.
