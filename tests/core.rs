@@ -149,10 +149,13 @@ fn plan(spec: &StepSpec, arch: &str) -> MemoryUse {
 #[test]
 fn a_plan_is_what_the_step_takes() {
     for spec in planned_specs() {
-        let planned = plan(&spec, "sm_90");
+        let planned = Step::plan(cpu(2, ROOM).arch(), ROOM, &spec).expect("fits");
         assert!(planned.held == 0 && planned.step == 0, "the planner's step was given back");
+        // A card holds the same, and its kernels' workspaces besides.
         for arch in Arch::claimable() {
-            assert_eq!(plan(&spec, arch), planned, "{arch} differs: {spec:?}");
+            let card = plan(&spec, arch);
+            assert!(card.step_peak >= planned.step_peak, "{arch} needs less: {spec:?}");
+            assert!(card.held_peak >= planned.held_peak, "{arch} holds less: {spec:?}");
         }
         for reserved in [true, false] {
             let cpu = cpu(2, ROOM);
@@ -183,9 +186,9 @@ fn recomputation_lowers_the_peak() {
 
 #[test]
 fn a_plan_is_the_least_limit_that_works() {
-    let arch = Arch::claim("sm_90").expect("in the table");
+    let arch = cpu(2, ROOM).arch().clone();
     for spec in planned_specs() {
-        let planned = plan(&spec, "sm_90");
+        let planned = Step::plan(&arch, ROOM, &spec).expect("fits");
         let (limit, less) = (planned.peak(), planned.peak() - 256);
         assert_eq!(Step::plan(&arch, limit, &spec).expect("fits"), planned);
         let exact = cpu(2, limit);
@@ -272,7 +275,7 @@ fn launches_of_one_update() {
         ("attention", 1),
         ("attention_backward", 1),
         ("axpy", 2),
-        ("column_sums", 7),
+        ("column_sums", 1),
         ("dropout", 2),
         ("fill", 3),
         ("gemm", 17),
@@ -284,9 +287,7 @@ fn launches_of_one_update() {
         ("point_loss", 1),
         ("point_loss_backward", 1),
         ("spectral", 1),
-        ("spectral_backward", 1),
-        ("spectral_gain", 1),
-        ("unary_backward", 1),
+        ("spectral_grad", 1),
     ];
     assert_eq!(small, BTreeMap::from(expected), "eegformer of one layer");
     let expected = [
@@ -296,7 +297,6 @@ fn launches_of_one_update() {
         ("batchnorm_backward", 1),
         ("batchnorm_stats", 1),
         ("batchnorm_sums", 1),
-        ("column_sums", 1),
         ("compose_filters", 1),
         ("compose_filters_backward", 1),
         ("conv1d", 1),

@@ -156,6 +156,7 @@ choice! {
     }
 }
 
+#[allow(clippy::derivable_impls, reason = "`choice!` derives for all alike")]
 impl Default for Gemm {
     fn default() -> Self {
         Self::Auto

@@ -2,7 +2,8 @@
 
 use super::params::{Builder, Init, ParamId};
 use crate::Result;
-use crate::ops::gemm::{self, After, Mlp};
+use crate::ops::gemm::{self, After};
+use crate::ops::mlp::{Mlp, mlp};
 use crate::ops::{attention, layernorm};
 use crate::tape::{Tape, Var};
 
@@ -158,14 +159,14 @@ impl TransformerLayer {
         tape.scoped("mlp", || {
             let normal = self.norm2.forward(tape, &x)?;
             let dtype = normal.dtype();
-            let mlp = Mlp {
+            let parameters = Mlp {
                 weight1: &tape.weight(self.linear1.weight, dtype),
                 bias1: &tape.param(self.linear1.bias),
                 weight2: &tape.weight(self.linear2.weight, dtype),
                 bias2: &tape.param(self.linear2.bias),
                 dropout: self.dropout,
             };
-            gemm::mlp(tape, &normal, &mlp, &x)
+            mlp(tape, &normal, &parameters, &x)
         })
     }
 }

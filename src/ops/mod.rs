@@ -2,7 +2,7 @@
 //! function that puts it on a tape together with its gradient.
 //!
 //! # Layout
-//! Matrix products: [`gemm`]. Transformers: [`attention`], [`layernorm`], [`softmax`],
+//! Matrix products: [`gemm`], [`mlp`]. Transformers: [`attention`], [`layernorm`], [`softmax`],
 //! [`positions`], [`patch`]. Time: [`spectral`], [`conv`], [`pool`], [`filters`]. Pointwise:
 //! [`elementwise`], [`dropout`] (with [`philox`]). Ends: [`loss`], [`optimizer`].
 
@@ -15,6 +15,7 @@ pub mod filters;
 pub mod gemm;
 pub mod layernorm;
 pub mod loss;
+pub mod mlp;
 pub mod optimizer;
 pub mod patch;
 pub mod philox;

@@ -83,7 +83,10 @@ mod tests {
                 for plan in plans.into_iter().chain([row_sums("x_f32", &arch, 1600, cols)]) {
                     let stage = &plan.stages[0];
                     let block = stage.block as usize;
-                    assert!(block % lanes(cols) == 0 && block % arch.wave as usize == 0);
+                    assert!(
+                        block.is_multiple_of(lanes(cols))
+                            && block.is_multiple_of(arch.wave as usize)
+                    );
                     assert!(stage.grid[0] >= 50, "{name} {cols}: {stage:?}");
                 }
             }

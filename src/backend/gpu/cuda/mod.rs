@@ -1,5 +1,11 @@
 //! NVIDIA's driver, through cudarc's bindings. Nothing of the CUDA toolkit is needed at run time but
 //! the driver's own libcuda; cuBLAS is used where it is found.
+//!
+//! # Layout
+//! Here the driver; [`facts`], what there is and what is wrong with it; [`library`], cuBLAS.
+
+mod facts;
+mod library;
 
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,15 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::cublas::{result as cublas, sys as blas_sys};
 use cudarc::driver::{DriverError, result, sys};
 
-use super::blas::{Matrix, Product};
+use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images::{self, Image};
-use crate::backend::route::Wishes;
-use crate::backend::{Arch, Machine};
-use crate::{DType, Error, Result};
+use facts::{arch_of, driver_version, failed, refused, version_words};
+pub use facts::{count, cublas_is_present, driver_is_present};
+use library::{Blas, multiply, open_blas};
 
-/// Oldest driver whose interface is complete, as `cuDriverGetVersion` counts.
-const OLDEST_DRIVER: c_int = 12_000;
+use crate::backend::{Arch, Machine};
+use crate::{Error, Result};
 
 /// Bytes of one pinned buffer that uploads pass through.
 const STAGING: usize = 16 << 20;
@@ -23,35 +29,6 @@ const STAGING: usize = 16 << 20;
 const STAGINGS: usize = 3;
 /// Largest copy to the host that a slot of [`Driver::begin_read`] holds.
 const READ: usize = 256;
-/// Bytes cuBLAS may use; what NVIDIA recommends for Hopper.
-const BLAS_WORKSPACE: usize = 32 << 20;
-
-/// What is wrong with NVIDIA's stack on this machine, in words for `engine devices`.
-fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::Device { device: "cuda".into(), problem: problem.into(), remedy: remedy.into() }
-}
-
-/// The driver's own words for an error, with what to do about it.
-fn failed(what: &str, error: DriverError) -> Error {
-    use sys::CUresult as E;
-    let words = match error.error_string() {
-        Ok(words) => words.to_string_lossy().into_owned(),
-        Err(_) => format!("error {}", error.0 as u32),
-    };
-    let remedy = match error.0 {
-        E::CUDA_ERROR_OUT_OF_MEMORY => "close other programs on the card, or take a smaller batch",
-        E::CUDA_ERROR_NO_DEVICE => "use --device cpu; a card may be hidden by CUDA_VISIBLE_DEVICES",
-        E::CUDA_ERROR_DEVICE_UNAVAILABLE => "another program has the card for itself: end it",
-        E::CUDA_ERROR_INVALID_IMAGE | E::CUDA_ERROR_NO_BINARY_FOR_GPU => {
-            "build the program for this card: ENGINE_CUDA_ARCHS lists the cards it has kernels for"
-        }
-        E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | E::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
-            "update NVIDIA's driver: these kernels are of a newer CUDA than it knows"
-        }
-        _ => "the last checkpoint is intact: go on with `engine train --resume`",
-    };
-    refused(format!("{what}: {words}"), remedy)
-}
 
 /// The context of one card. Handles made in it keep it alive.
 #[derive(Debug)]
@@ -139,58 +116,8 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-#[derive(Debug)]
-struct Blas(blas_sys::cublasHandle_t);
-// SAFETY: used under the queue's lock, one thread at a time.
-unsafe impl Send for Blas {}
-// SAFETY: as above.
-unsafe impl Sync for Blas {}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// True where NVIDIA's driver library can be opened. cudarc panics where it cannot.
-pub fn driver_is_present() -> bool {
-    // SAFETY: opens and closes a library; its initialisers are NVIDIA's.
-    unsafe { sys::is_culib_present() }
-}
-
-/// True where cuBLAS can be opened.
-pub fn cublas_is_present() -> bool {
-    // SAFETY: as above.
-    unsafe { blas_sys::is_culib_present() }
-}
-
-/// Number of cards.
-///
-/// # Errors
-/// [`Error::Device`] with what is missing and what would mend it.
-pub fn count() -> Result<usize> {
-    if !driver_is_present() {
-        let remedy = "install NVIDIA's driver, or use --device cpu";
-        return Err(refused("libcuda.so.1 is not on this machine", remedy));
-    }
-    result::init().map_err(|e| failed("NVIDIA's driver does not start", e))?;
-    let version = driver_version()?;
-    if version < OLDEST_DRIVER {
-        let problem = format!("NVIDIA's driver knows CUDA {}", version_words(version));
-        return Err(refused(problem, "update the driver to one for CUDA 13 (580 or newer)"));
-    }
-    let count = result::device::get_count().map_err(|e| failed("counting cards", e))?;
-    Ok(usize::try_from(count).unwrap_or(0))
-}
-
-fn driver_version() -> Result<c_int> {
-    let mut version = 0;
-    // SAFETY: writes one integer.
-    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-    status.result().map_err(|e| failed("the driver's version", e))?;
-    Ok(version)
-}
-
-fn version_words(version: c_int) -> String {
-    format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
 impl Cuda {
@@ -253,41 +180,6 @@ impl Cuda {
     }
 }
 
-fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<u32> {
-    // SAFETY: a valid card.
-    let value = unsafe { result::device::get_attribute(device, which) };
-    Ok(value.map_err(|e| failed("a fact about the card", e))?.max(0) as u32)
-}
-
-/// Facts about a card, or about an older one where `sm` wants those; and what the card really is.
-fn arch_of(device: sys::CUdevice, sm: Option<u32>) -> Result<(Arch, Machine)> {
-    use sys::CUdevice_attribute as A;
-    let major = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    let own = 10 * major + minor;
-    let named = || std::env::var("ENGINE_CUDA_SM").ok().and_then(|text| text.parse().ok());
-    let sm = sm.or_else(named).map_or(own, |sm: u32| sm.min(own));
-    let mut shared = attribute(device, A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-    if let Some(older) = Arch::claim(&format!("sm_{sm}")).filter(|_| sm != own) {
-        shared = shared.min(older.shared);
-    }
-    // SAFETY: a valid card.
-    let memory = unsafe { result::device::total_mem(device) };
-    let arch = Arch {
-        name: format!("sm_{sm}"),
-        machine: Machine::Cuda { sm },
-        wave: 32,
-        units: attribute(device, A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        memory: memory.map_err(|e| failed("the card's memory", e))? as u64,
-        shared,
-        matrix_cores: true,
-        bf16: true,
-        blas: false,
-        wishes: Wishes::default(),
-    };
-    Ok((arch, Machine::Cuda { sm: own }))
-}
-
 fn load_modules(card: Machine) -> Result<Vec<Module>> {
     let load = |image: &Image| {
         // SAFETY: a whole cubin, or PTX with its NUL, made by nvcc and aligned by `images`.
@@ -296,25 +188,6 @@ fn load_modules(card: Machine) -> Result<Vec<Module>> {
         module.map(Module).map_err(|e| failed(&what, e))
     };
     images::of(card).into_iter().map(load).collect()
-}
-
-/// A cuBLAS handle on `stream` with memory of its own, so that products can be recorded; None where
-/// the library is not there.
-fn open_blas(stream: sys::CUstream) -> Result<Option<Blas>> {
-    if !cublas_is_present() {
-        return Ok(None);
-    }
-    let Ok(handle) = cublas::create_handle() else { return Ok(None) };
-    // SAFETY: a live handle and stream; cuBLAS' stream type is the driver's by another name.
-    let set = unsafe { cublas::set_stream(handle, stream.cast()) };
-    // SAFETY: the context is current; the memory lives as long as the process' context.
-    let memory = unsafe { result::malloc_sync(BLAS_WORKSPACE) };
-    let memory = memory.map_err(|e| failed("memory for cuBLAS", e))?;
-    // SAFETY: memory of the size given.
-    let given =
-        unsafe { blas_sys::cublasSetWorkspace_v2(handle, memory as *mut c_void, BLAS_WORKSPACE) };
-    let works = set.is_ok() && given == blas_sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-    Ok(works.then_some(Blas(handle)))
 }
 
 /// A recorded graph.
@@ -647,56 +520,4 @@ fn allow_shared(function: sys::CUfunction, shared: u32, name: &str) -> Result<()
     // SAFETY: a live function.
     unsafe { result::function::set_function_attribute(function, which, shared as c_int) }
         .map_err(|e| failed(&format!("{shared} bytes of shared memory for {name}"), e))
-}
-
-fn blas_type(dtype: DType) -> blas_sys::cudaDataType {
-    match dtype {
-        DType::Bf16 => blas_sys::cudaDataType::CUDA_R_16BF,
-        DType::F16 => blas_sys::cudaDataType::CUDA_R_16F,
-        _ => blas_sys::cudaDataType::CUDA_R_32F,
-    }
-}
-
-fn multiply(blas: &Blas, p: &Product, tf32: bool) -> Result<()> {
-    use blas_sys::cublasComputeType_t as Compute;
-    let size = |n: usize| c_int::try_from(n).unwrap_or(c_int::MAX);
-    let turned = |m: &Matrix| match m.transposed {
-        true => blas_sys::cublasOperation_t::CUBLAS_OP_T,
-        false => blas_sys::cublasOperation_t::CUBLAS_OP_N,
-    };
-    let compute = match tf32 && p.a.dtype == DType::F32 {
-        true => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
-        false => Compute::CUBLAS_COMPUTE_32F,
-    };
-    let (one, beta) = (1.0f32, if p.accumulate { 1.0f32 } else { 0.0 });
-    // SAFETY: a live handle on the queue's stream; the operands are live memory of this card with
-    // the extents the op was checked for; alpha and beta are read before the call returns.
-    unsafe {
-        cublas::gemm_strided_batched_ex(
-            blas.0,
-            turned(&p.a),
-            turned(&p.b),
-            size(p.rows),
-            size(p.cols),
-            size(p.inner),
-            std::ptr::from_ref(&one).cast(),
-            p.a.address as *const c_void,
-            blas_type(p.a.dtype),
-            size(p.a.stride),
-            p.a.batch_stride as i64,
-            p.b.address as *const c_void,
-            blas_type(p.b.dtype),
-            size(p.b.stride),
-            p.b.batch_stride as i64,
-            std::ptr::from_ref(&beta).cast(),
-            p.c.address as *mut c_void,
-            blas_type(p.c.dtype),
-            size(p.c.stride),
-            p.c.batch_stride as i64,
-            size(p.batch),
-            compute,
-            blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-        )
-    }
-    .map_err(|error| refused(format!("cuBLAS: {error:?}"), "give --gemm native"))
 }
