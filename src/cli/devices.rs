@@ -9,6 +9,8 @@ use super::console::Console;
 use super::data_info::{row, section};
 use super::text;
 use crate::backend::cpu::Cpu;
+use crate::backend::gpu::cuda::Cuda;
+use crate::backend::gpu::driver::Driver;
 use crate::backend::route::{self, Choice, Preference};
 use crate::backend::{Arch, Backend, Machine, MemoryUse};
 use crate::config::{
@@ -287,6 +289,25 @@ fn model_words(settings: &Settings) -> String {
     }
 }
 
+/// The first NVIDIA card with its memory and libraries, or what keeps it from being used.
+fn nvidia_words() -> String {
+    let card = match Cuda::open(0, None) {
+        Ok(card) => card,
+        Err(Error::Device { problem, remedy, .. }) => return format!("none: {problem}; {remedy}"),
+        Err(error) => return format!("none: {error}"),
+    };
+    let memory = match card.memory() {
+        Ok((free, total)) => format!("{} free of {}", text::bytes(free), text::bytes(total)),
+        Err(error) => error.to_string(),
+    };
+    let blas = match card.cublas_version() {
+        Some(version) => format!("cuBLAS {version}"),
+        None => "no cuBLAS: the engine's own products".to_string(),
+    };
+    let (name, arch, driver) = (card.name(), &card.arch().name, card.driver_words());
+    format!("{name}, {arch}, {memory}, driver for CUDA {driver}, {blas}")
+}
+
 fn planned_words(planned: &Planned) -> String {
     match planned {
         Ok((batch, memory)) => format!("{batch}, {}", text::bytes(memory.peak())),
@@ -306,16 +327,9 @@ impl Report {
             }
             None => "unknown on this system; --memory plans for a size".to_string(),
         };
-        let head = [
-            row(["cpu", &format!("{name}, {threads}, {isa}")]),
-            row(["memory", &memory]),
-            row(["in use", "the CPU"]),
-        ];
+        let head = [row(["cpu", &format!("{name}, {threads}, {isa}")]), row(["memory", &memory])];
         section(&mut out, "Devices", &head);
-        let mut gpu = vec![row([
-            "none in use",
-            "this version computes on the CPU; CUDA and HIP are no part of it yet",
-        ])];
+        let mut gpu = vec![row(["NVIDIA card", &nvidia_words()])];
         for library in &self.libraries {
             let found = match &library.found {
                 Some(path) => path.display().to_string(),

@@ -95,7 +95,7 @@ impl Types {
 /// have written, or leaves something unwritten, shows.
 fn poison(params: &Params) -> Result<()> {
     let backend = params.backend();
-    drop(backend.tensor([1 << 19], &vec![f32::NAN; 1 << 18], "poison")?);
+    drop(backend.tensor([1 << 19], &vec![f32::NAN; 1 << 19], "poison")?);
     Ok(())
 }
 

@@ -254,6 +254,13 @@ fn norms(table: &mut Table) {
         table
             .add(&name, &operands, |tape, v| layernorm::layernorm(tape, &v[0], &v[1], &v[2], 1e-5));
     }
+    // One gradient without the others.
+    let fixed: [(&[usize], Draw); 3] = [(&[9, 40], Normal), (&[40], Positive), (&[40], Target)];
+    let of_params: [(&[usize], Draw); 3] =
+        [(&[9, 40], Target), (&[40], NearOne), (&[40], Parameter)];
+    for (name, operands) in [("layernorm fixed", fixed), ("layernorm of data", of_params)] {
+        table.add(name, &operands, |tape, v| layernorm::layernorm(tape, &v[0], &v[1], &v[2], 1e-5));
+    }
     for training in [true, false] {
         let operands: [(&[usize], Draw); 5] = [
             (&[4, 5, 9], Normal),
