@@ -150,7 +150,10 @@ impl Cuda {
         Ok(Self {
             name: result::device::get_name(device).map_err(card)?,
             driver_version: driver_version()?,
-            starts_early: matches!(own, Machine::Cuda { sm } if sm >= 90),
+            // Off unless asked for: training with it ended in an illegal access on an H200, by a
+            // kernel that does not wait for its predecessor.
+            starts_early: std::env::var_os("ENGINE_CUDA_EARLY").is_some()
+                && matches!(own, Machine::Cuda { sm } if sm >= 90),
             inner,
             arch,
             modules,
