@@ -87,13 +87,15 @@ fn planned<'a>(
         let only: Option<Vec<&str>> = only.map(|archs| archs.split_whitespace().collect());
         let for_all = only.as_ref().is_none_or(|only| only.contains(&maker));
         let named = |target: &Target| only.iter().flatten().any(|name| *name == target.asked);
-        let common = toolkit.common.as_ref().filter(|_| for_all);
-        let common = common.map(|common| Object::new(toolkit, common, source, out)).transpose()?;
+        let common = toolkit.common.iter().filter(|_| for_all);
+        let common = common.map(|common| Object::new(toolkit, common, source, out));
+        let common = common.collect::<Result<Vec<_>, _>>()?;
         for target in toolkit.targets.iter().filter(|target| for_all || named(target)) {
             let object = Object::new(toolkit, target, source, out)?;
-            planned.objects.push(match &common {
-                Some(common) if target.from_common => object.made_from(common),
-                _ => object,
+            let made_from = common.iter().find(|c| target.made_from == Some(&c.target.name));
+            planned.objects.push(match made_from {
+                Some(common) => object.made_from(common),
+                None => object,
             });
         }
         planned.common.extend(common);

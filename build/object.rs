@@ -37,7 +37,7 @@ impl<'a> Object<'a> {
         let mut texts = BTreeMap::new();
         collect(source, &mut texts)?;
         let environment = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"].map(env::var);
-        let flags = (&toolkit.flags, &target.flags, &environment);
+        let flags = (&toolkit.flags, &target.flags, target.made_from, &environment);
         let all = format!("{source:?} {} {flags:?} {texts:?}", toolkit.version);
         let folder = store(out);
         fs::create_dir_all(&folder)

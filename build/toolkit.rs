@@ -5,11 +5,12 @@ use std::process::Command;
 use std::{env, fs};
 
 /// Cards with code of their own, and the assembly (PTX) from which a driver makes code for others.
-const CUDA_ARCHS: [&str; 6] = ["80", "86", "89", "90a", "120", COMMON];
-/// PTX that every card from the oldest on takes. The compiler's front end makes it once a source,
-/// and machine code is made from it: the front end takes more than half of the time, and machine
-/// code for 90a was the same to the instruction when made from PTX of its own.
-const COMMON: &str = "compute_80";
+const CUDA_ARCHS: [&str; 7] = ["80", "86", "89", "90a", "120", "compute_80", "compute_90"];
+/// PTX that cards from its number on take, the later first. The compiler's front end makes it once a
+/// source, and machine code is made from the latest that its card takes: the front end takes more than
+/// half of the time. There are two, since a kernel waits for its predecessor (`after_previous` of
+/// kernels/portable.h) by an instruction that cards before 9.0 do not have.
+const COMMON: [(u32, &str); 2] = [(90, "compute_90"), (80, "compute_80")];
 const HIP_ARCHS: [&str; 6] = ["gfx1010", "gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942"];
 
 /// A compiler, and what it compiles for.
@@ -20,8 +21,8 @@ pub struct Toolkit {
     /// Before the flags of a target.
     pub flags: Vec<String>,
     pub targets: Vec<Target>,
-    /// What a source is compiled to first, where several targets are made from that.
-    pub common: Option<Target>,
+    /// What a source is compiled to first: other targets are made from these.
+    pub common: Vec<Target>,
 }
 
 /// One architecture.
@@ -31,8 +32,8 @@ pub struct Target {
     /// As images are named: "sm_90a", "compute_80", "gfx1010".
     pub name: String,
     pub flags: Vec<String>,
-    /// Whether it can be made from the toolkit's common object.
-    pub from_common: bool,
+    /// Name of the toolkit's common target whose object it can be made from.
+    pub made_from: Option<&'static str>,
     /// How the object's name ends.
     pub extension: &'static str,
 }
@@ -176,7 +177,9 @@ pub fn cuda() -> Found {
         return Ok(Err(unknown(&version)));
     }
     let flags = ["-std=c++17", "-O3", "-Ikernels"].map(String::from).into();
-    let common = Some(cuda_target(COMMON));
+    let wanted = |name: &str| targets.iter().any(|target| target.made_from == Some(name));
+    let common = COMMON.map(|(_, name)| name).into_iter().filter(|name| wanted(name));
+    let common = common.map(cuda_target).collect();
     Ok(Ok(Toolkit { compiler: nvcc, version, flags, targets, common }))
 }
 
@@ -191,14 +194,15 @@ fn cuda_target(arch: &str) -> Target {
     if arch.starts_with("compute_") {
         let flags = words(&["--ptx", &format!("-arch={arch}")]);
         let (asked, name) = (arch.into(), arch.into());
-        return Target { asked, name, flags, from_common: false, extension: "ptx" };
+        return Target { asked, name, flags, made_from: None, extension: "ptx" };
     }
     let digits = arch.trim_start_matches("sm_");
     let number: u32 = digits.trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
     let code = format!("arch=compute_{digits},code=sm_{digits}");
     let flags = words(&["--cubin", "-gencode", &code, "-Xptxas", "-v"]);
     let (asked, name) = (digits.into(), format!("sm_{digits}"));
-    Target { asked, name, flags, from_common: number >= 80, extension: "cubin" }
+    let made_from = COMMON.iter().find(|(from, _)| number >= *from).map(|&(_, name)| name);
+    Target { asked, name, flags, made_from, extension: "cubin" }
 }
 
 fn find_hipcc() -> Result<Option<PathBuf>, String> {
@@ -275,7 +279,7 @@ pub fn hip() -> Found {
     if targets.is_empty() {
         return Ok(Err(unknown(&version)));
     }
-    Ok(Ok(Toolkit { compiler, version, flags: hip_flags(), targets, common: None }))
+    Ok(Ok(Toolkit { compiler, version, flags: hip_flags(), targets, common: Vec::new() }))
 }
 
 fn hip_target(arch: String) -> Target {
@@ -284,5 +288,5 @@ fn hip_target(arch: String) -> Target {
     if arch.len() == "gfx1010".len() {
         flags.push("-mcumode".into());
     }
-    Target { asked: arch.clone(), name: arch, flags, from_common: false, extension: "co" }
+    Target { asked: arch.clone(), name: arch, flags, made_from: None, extension: "co" }
 }

@@ -83,6 +83,10 @@ SIZE(UnaryBackward, 12);
 struct Dropout { unsigned n, stream; float probability; unsigned accumulate; };
 SIZE(Dropout, 16);
 
+// --- window.cu
+struct WindowGather { unsigned rows, channels, time; };
+SIZE(WindowGather, 12);
+
 // --- loss.cu
 struct PointLoss { unsigned n, kind; float parameter; };
 SIZE(PointLoss, 12);

@@ -278,6 +278,26 @@ fn matrix_units_are_used() {
     }
 }
 
+/// Kernels that may be launched while their predecessor runs wait for it: each has the instruction
+/// (ACQBULK in machine code, `griddepcontrol.wait` in PTX). One without it reads what is not there yet.
+#[test]
+fn kernels_wait_for_their_predecessor() {
+    let nvdisasm = tool("nvdisasm");
+    if nvdisasm.is_none() {
+        eprintln!("skipped: waiting in machine code: no nvdisasm (scripts/toolchain cuda)");
+    }
+    for image in images::all().filter(|image| image.waits()) {
+        let (text, word) = match (&nvdisasm, image.arch.starts_with("compute_")) {
+            (_, true) => (String::from_utf8_lossy(image.bytes).into_owned(), "griddepcontrol.wait"),
+            (Some(nvdisasm), false) => (said(nvdisasm, &["-c"], image), "ACQBULK"),
+            (None, false) => continue,
+        };
+        let waits = text.matches(word).count();
+        let place = format!("{} for {}", image.source, image.arch);
+        assert!(waits >= image.kernels.len(), "{place}: {waits} of {}", image.kernels.len());
+    }
+}
+
 /// The metadata that AMD's runtime reads say the same as the compiler: no scratch, no spills.
 #[test]
 fn code_objects_need_no_scratch() {

@@ -85,6 +85,7 @@ const KINDS: &[(&str, &[&str])] = &[
             "column_sums",
         ],
     ),
+    ("window", &["window_gather"]),
     ("loss", &["point_loss", "point_loss_backward", "cross_entropy", "cross_entropy_backward"]),
     ("optimizer", &["grad_norm", "adamw", "sgd"]),
 ];

@@ -336,10 +336,13 @@ fn add_rows<T: Real>(a: &[T], (a_rs, a_cs): (usize, usize), k: usize, sums: &mut
 /// sums += the sums of the columns of x, whose `rows` rows are `step` apart. Columns, not rows, are
 /// shared out: no partial sums to store, one order of addition.
 fn add_columns<T: Real>(x: &[T], step: usize, rows: usize, sums: &mut [T]) {
-    sums.par_chunks_mut(64).enumerate().for_each(|(i, sums)| {
-        let first = i * 64;
+    // Long pieces of a row: what is far away then comes as a stream.
+    const MOST: usize = 256;
+    let each = (sums.len() / 2).next_multiple_of(64).clamp(64, MOST);
+    sums.par_chunks_mut(each).enumerate().for_each(|(i, sums)| {
+        let first = i * each;
         vectorised!({
-            let mut total = [T::ZERO; 64];
+            let mut total = [T::ZERO; MOST];
             for row in x.chunks(step).take(rows) {
                 let row = &row[first..first + sums.len()];
                 total.iter_mut().zip(row).for_each(|(t, &x)| *t += x);

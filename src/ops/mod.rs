@@ -4,7 +4,8 @@
 //! # Layout
 //! Matrix products: [`gemm`], [`mlp`]. Transformers: [`attention`], [`layernorm`], [`softmax`],
 //! [`positions`], [`patch`]. Time: [`spectral`], [`conv`], [`pool`], [`filters`]. Pointwise:
-//! [`elementwise`], [`dropout`] (with [`philox`]). Ends: [`loss`], [`optimizer`].
+//! [`elementwise`], [`dropout`] (with [`philox`]). Ends: [`window`], where batches come from; [`loss`],
+//! [`optimizer`].
 
 pub mod attention;
 pub mod batchnorm;
@@ -24,6 +25,7 @@ pub mod pool;
 pub mod positions;
 pub mod softmax;
 pub mod spectral;
+pub mod window;
 
 use crate::{Error, Result};
 

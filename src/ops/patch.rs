@@ -62,16 +62,35 @@ impl HostKernel for Patchify {
             return Ok(());
         }
         let x = io.input_n::<T>(0, batch * channels * time)?;
-        for_rows(io.output_n::<T>(0, batch * n * width)?, width, width, |first, y| {
-            for (i, y) in y.chunks_exact_mut(width).enumerate() {
-                let (b, t) = ((first + i) / n, (first + i) % n);
-                for (c, y) in y.chunks_exact_mut(patch).enumerate() {
+        for_rows(io.output_n::<T>(0, batch * n * width)?, width, width, |first, mut y| {
+            let mut token = first;
+            while !y.is_empty() {
+                // Tokens of one item, as many as fill a cache line of each channel.
+                let (b, t) = (token / n, token % n);
+                let count = (16 / patch).max(1).min(n - t).min(y.len() / width);
+                let (tokens, rest) = std::mem::take(&mut y).split_at_mut(count * width);
+                for c in 0..channels {
                     let at = (b * channels + c) * time + t * patch;
-                    y.copy_from_slice(&x[at..at + patch]);
+                    let samples = x[at..at + count * patch].chunks_exact(patch);
+                    for (token, samples) in tokens.chunks_exact_mut(width).zip(samples) {
+                        copy_row(&mut token[c * patch..(c + 1) * patch], samples);
+                    }
                 }
+                token += count;
+                y = rest;
             }
         });
         Ok(())
+    }
+}
+
+/// Copies a patch, without a call where it is one sample.
+#[inline(always)]
+fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
+    if let ([to], [from]) = (&mut *to, from) {
+        *to = *from;
+    } else {
+        to.copy_from_slice(from);
     }
 }
 

@@ -53,29 +53,30 @@ const TILE: usize = 64;
 impl Mask<'_> {
     /// Calls `f(piece, factors)` on consecutive pieces of `row`, which begins at element `first`
     /// of the tensor; a factor is 0 where dropped and 1 / (1 - p) elsewhere.
-    #[inline]
+    #[inline(always)]
     pub fn apply<T: Real>(&self, first: usize, row: &mut [T], f: impl Fn(usize, &mut [T], &[T])) {
         let keep = T::of(1.0 / (1.0 - f64::from(self.probability)));
         let limit = threshold(self.probability);
         let word = |i: usize| self.state.get(i).copied().unwrap_or(0) as u32;
         let (key, step) = ([word(0), word(1)], [word(2), word(3)]);
-        let mut done = 0;
-        while done < row.len() {
-            let at = first + done;
-            let skip = at % 4;
-            let take = (TILE - skip).min(row.len() - done);
+        // `f` too: it is small, and called from here alone.
+        vectorised!({
+            let mut done = 0;
             let mut factors = [T::ZERO; TILE];
-            vectorised!({
+            while done < row.len() {
+                let at = first + done;
+                let skip = at % 4;
+                let take = (TILE - skip).min(row.len() - done);
                 for (i, four) in factors.chunks_exact_mut(4).enumerate() {
                     let counter = [(at / 4 + i) as u32, self.stream, step[0], step[1]];
                     for (factor, word) in four.iter_mut().zip(block(counter, key)) {
                         *factor = if word < limit { T::ZERO } else { keep };
                     }
                 }
-            });
-            f(done, &mut row[done..done + take], &factors[skip..skip + take]);
-            done += take;
-        }
+                f(done, &mut row[done..done + take], &factors[skip..skip + take]);
+                done += take;
+            }
+        });
     }
 }
 

@@ -10,6 +10,7 @@ use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
 use super::loss_scale::LossScale;
 use super::recipe::{EVAL_BATCH, step_spec};
+use super::resident::{Augmented, Resident};
 use super::run_dir::{MetricsLog, RunPaths};
 use super::schedule::Schedule;
 use super::signal;
@@ -44,6 +45,8 @@ pub struct Fit<'a> {
     sampler: Sampler,
     schedule: Schedule,
     augment: Augment,
+    /// The recordings on the card, where they fit and batches can be made there.
+    resident: Option<Resident>,
 }
 
 /// How a training ended.
@@ -121,6 +124,14 @@ impl<'a> Fit<'a> {
             by_recording: data.target.by_recording,
         };
         let augment = augmentation(settings, data)?;
+        let resident = match augment.only_moves() {
+            true => {
+                let all: Vec<Window> = train.iter().chain(&validation).copied().collect();
+                let rows = step.rows().max(EVAL_BATCH);
+                Resident::load(step.params().backend(), &data.prepared.cache, &all, rows)?
+            }
+            false => None,
+        };
         let schedule = Schedule::from_settings(t, total)?;
         Ok(Self {
             settings,
@@ -135,6 +146,7 @@ impl<'a> Fit<'a> {
             sampler,
             schedule,
             augment,
+            resident,
         })
     }
 
@@ -309,7 +321,7 @@ impl<'a> Fit<'a> {
 
     /// Enqueues the next update.
     fn one_step(
-        &self,
+        &mut self,
         batch: &[u32],
         buffers: &mut Buffers,
         progress: &mut Progress,
@@ -319,23 +331,19 @@ impl<'a> Fit<'a> {
         let data = self.data;
         buffers.chosen.clear();
         buffers.chosen.extend(batch.iter().map(|&i| self.train[i as usize]));
-        data.prepared.cache.fill_batch(&buffers.chosen, &mut buffers.windows)?;
         buffers.targets.clear();
         let targets = buffers.chosen.iter().map(|w| self.target_of(data.label(w)));
         buffers.targets.extend(targets);
-        let width = buffers.windows.len() / batch.len();
-        if !self.augment.is_off() {
-            let each = buffers.windows.chunks_exact_mut(width).zip(batch);
-            for (window, &index) in each {
-                let workspace = &mut buffers.augment;
-                self.augment.apply(window, t.seed, step, u64::from(index), workspace)?;
+        match &mut self.resident {
+            Some(resident) => {
+                let (augment, seed) = (&self.augment, t.seed);
+                let augmented = Augmented { augment, seed, step, numbers: batch };
+                let augmented = (!augment.is_off()).then_some(augmented);
+                let backend = self.step.params().backend();
+                resident.fill(backend, &buffers.chosen, augmented, self.step.windows())?;
             }
+            None => self.fill_on_host(batch, step, buffers)?,
         }
-        if data.target.n_classes() <= 2 {
-            let (windows, targets) = (&mut buffers.windows, &mut buffers.targets);
-            self.augment.mixup(windows, targets, t.seed, step)?;
-        }
-        self.step.load_windows(&buffers.windows)?;
         self.step.load_targets(&buffers.targets)?;
         let head_lr = t.head_lr.unwrap_or(t.lr);
         let frozen = |part| {
@@ -360,6 +368,25 @@ impl<'a> Fit<'a> {
         progress.step += 1;
         progress.step_in_epoch += 1;
         Ok(())
+    }
+
+    /// Reads and augments a batch in the host's memory, and copies it to the device.
+    fn fill_on_host(&self, batch: &[u32], step: u64, buffers: &mut Buffers) -> Result<()> {
+        let seed = self.settings.train.seed;
+        self.data.prepared.cache.fill_batch(&buffers.chosen, &mut buffers.windows)?;
+        let width = buffers.windows.len() / batch.len();
+        if !self.augment.is_off() {
+            let each = buffers.windows.chunks_exact_mut(width).zip(batch);
+            for (window, &index) in each {
+                let workspace = &mut buffers.augment;
+                self.augment.apply(window, seed, step, u64::from(index), workspace)?;
+            }
+        }
+        if self.data.target.n_classes() <= 2 {
+            let (windows, targets) = (&mut buffers.windows, &mut buffers.targets);
+            self.augment.mixup(windows, targets, seed, step)?;
+        }
+        self.step.load_windows(&buffers.windows)
     }
 
     /// What the model is trained to give for a label.
@@ -455,24 +482,32 @@ impl<'a> Fit<'a> {
     }
 
     /// Outputs `[windows, outputs]` with the present (averaged) weights.
-    fn outputs(&self, windows: &[Window]) -> Result<Vec<f32>> {
-        let params = self.step.params();
-        let Some(average) = self.step.optimizer().average() else {
-            return outputs(&self.step, self.data, windows);
+    fn outputs(&mut self, windows: &[Window]) -> Result<Vec<f32>> {
+        let Self { step, data, resident, .. } = self;
+        let params = step.params();
+        let mut found = || match resident.as_mut() {
+            Some(resident) => step.evaluate_from(windows.len(), &mut |rows, to| {
+                resident.fill(params.backend(), &windows[rows], None, to)
+            }),
+            None => outputs(step, data, windows),
         };
+        let Some(average) = step.optimizer().average() else { return found() };
         let values = params.trained_values()?;
         let present = params.read_floats(&values)?;
         let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
         params.write_floats(&values, &wide(params.read_floats(average)?))?;
-        let found = outputs(&self.step, self.data, windows);
+        let found = found();
         params.write_floats(&values, &wide(present))?;
         found
     }
 
     /// Mean loss over the validation windows: squared error of the z-score, or log loss with the
     /// classes' weights evened out.
-    fn validation_loss(&self, step: u64) -> Result<f64> {
-        let outputs = self.outputs(&self.validation)?;
+    fn validation_loss(&mut self, step: u64) -> Result<f64> {
+        let validation = std::mem::take(&mut self.validation);
+        let outputs = self.outputs(&validation);
+        self.validation = validation;
+        let outputs = outputs?;
         if outputs.iter().any(|x| !x.is_finite()) {
             return Err(self.diverged(step, "an output for a validation window".into()));
         }

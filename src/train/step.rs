@@ -1,5 +1,6 @@
 //! One training step as a recording: forward, backward, clip and update, replayed for each batch.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Later, MemoryUse, Replay};
@@ -278,6 +279,11 @@ impl Step {
         self.upload(&self.windows, windows)
     }
 
+    /// Where [`Step::load_windows`] copies to, for those who fill it on the device.
+    pub fn windows(&self) -> &Tensor {
+        &self.windows
+    }
+
     fn upload(&self, to: &Tensor, values: &[f32]) -> Result<()> {
         match to.dtype() {
             DType::F32 => self.params.backend().write(to, values),
@@ -349,20 +355,40 @@ impl Step {
         let Some(eval) = &self.eval else {
             return Err(Error::shape("evaluate", "the step was made without evaluation"));
         };
-        let (channels, window, outputs) = self.spec.model.extents();
+        let (channels, window, _) = self.spec.model.extents();
         let width = channels * window;
-        let backend = self.params.backend();
-        let mut all = Vec::with_capacity(windows.len() / width.max(1) * outputs);
         let mut padded = vec![0.0; eval.windows.numel()];
-        for piece in windows.chunks(eval.windows.numel()) {
+        self.evaluate_from(windows.len() / width.max(1), &mut |rows, _| {
+            let piece = &windows[rows.start * width..rows.end * width];
             padded[..piece.len()].copy_from_slice(piece);
-            self.upload(&eval.windows, &padded)?;
+            self.upload(&eval.windows, &padded)
+        })
+    }
+
+    /// Outputs `[n, outputs]` of n windows, which `fill` puts on the device: those of a range of numbers,
+    /// into the first rows of a tensor `[_, channels, time]`.
+    ///
+    /// # Errors
+    /// As [`Step::evaluate`].
+    pub fn evaluate_from(
+        &self,
+        n: usize,
+        fill: &mut dyn FnMut(Range<usize>, &Tensor) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let Some(eval) = &self.eval else {
+            return Err(Error::shape("evaluate", "the step was made without evaluation"));
+        };
+        let (_, _, outputs) = self.spec.model.extents();
+        let mut all = Vec::with_capacity(n * outputs);
+        for first in (0..n).step_by(eval.windows.dims()[0]) {
+            let rows = first..n.min(first + eval.windows.dims()[0]);
+            fill(rows.clone(), &eval.windows)?;
             match &eval.replay {
-                Some(replay) => backend.replay(replay)?,
+                Some(replay) => self.params.backend().replay(replay)?,
                 None => self.enqueue_evaluation(eval)?,
             }
             let found = self.params.read_floats(&eval.outputs)?;
-            all.extend_from_slice(&found[..piece.len() / width * outputs]);
+            all.extend_from_slice(&found[..rows.len() * outputs]);
         }
         Ok(all)
     }

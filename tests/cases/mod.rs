@@ -9,7 +9,7 @@ use engine::ops::gemm::{After, linear, matmul};
 use engine::ops::loss::{Pointwise, cross_entropy, pointwise};
 use engine::ops::mlp::{Mlp, mlp as mlp_of};
 use engine::ops::pool::{Kind, mean_time, pool};
-use engine::ops::{attention, dropout, layernorm, patch, positions, softmax, spectral};
+use engine::ops::{attention, dropout, layernorm, patch, positions, softmax, spectral, window};
 use engine::{Result, Tape, Var};
 
 /// How an operand is drawn.
@@ -91,7 +91,46 @@ pub fn table() -> Vec<Case> {
     time(&mut table);
     norms(&mut table);
     losses(&mut table);
+    windows(&mut table);
     table.0
+}
+
+/// Windows out of recordings on the device, of two blocks with other channels, augmented in every way.
+fn windows(table: &mut Table) {
+    let (rows, channels, time) = (5, 19, 70);
+    let (stored, tiles) = ([23usize, 19], [3usize, 2]);
+    let words = stored[0] * tiles[0] * window::TILE / 2 + stored[1] * tiles[1] * window::TILE / 2;
+    let operands: [(&[usize], Draw); 3] = [
+        (&[words], Label(1 << 24)),
+        (&[stored[0] + stored[1]], Positive),
+        (&[rows, channels, time], Normal),
+    ];
+    table.add("window_gather", &operands, move |tape, v| {
+        let mut described = Vec::new();
+        for i in 0..rows {
+            let block = i % 2;
+            let source = window::Source {
+                block: (block * stored[0] * tiles[0] * window::TILE / 32) as u32,
+                scales: (block * stored[0]) as u32,
+                stored: stored[block] as u32,
+                start: (i * 13) as u32,
+                shift: (i * 29 % time) as u32,
+                reversed: i % 3 == 1,
+                factor: 0.5 - i as f32,
+                mask: if i == 3 { (11, 40) } else { (0, 0) },
+            };
+            let row = |c: usize| (c != 7 || i == 0).then_some(((c * 5 + i) % stored[block]) as u32);
+            window::describe(&mut described, &source, (0..channels).map(row));
+        }
+        let backend = tape.backend();
+        let words = window::HEAD + channels;
+        let described = backend.tensor([rows, words], &described, "table")?;
+        let windows = tape.empty([rows, channels, time], v[1].dtype(), "windows")?;
+        let from = (v[0].tensor(), v[1].tensor(), &described);
+        window::gather(backend, from, rows, &windows)?;
+        let windows = elementwise::cast(tape, &Var::constant(windows), v[2].dtype())?;
+        elementwise::mul(tape, &windows, &v[2])
+    });
 }
 
 fn products(table: &mut Table) {

@@ -136,6 +136,28 @@ pub trait Driver: Debug + Send + Sync + Sized + 'static {
     /// As above.
     fn stamp(&self) -> Result<Self::Event>;
 
+    /// Queues that a recording may spread over.
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    /// What is enqueued from here on goes to this queue; 0 is the one everything else uses. While a
+    /// recording is under way only.
+    ///
+    /// # Errors
+    /// As above.
+    fn choose_lane(&self, _lane: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// What is enqueued from here on, in the chosen queue, waits for this moment of another one.
+    ///
+    /// # Errors
+    /// As above.
+    fn wait_for(&self, _event: &Self::Event) -> Result<()> {
+        Ok(())
+    }
+
     /// Milliseconds between two moments, once both have passed; waits for the second.
     ///
     /// # Errors

@@ -21,6 +21,17 @@ pub struct Image {
     pub bytes: &'static [u8],
 }
 
+impl Image {
+    /// True where its kernels wait for the one before them (`after_previous` of kernels/portable.h),
+    /// so that they may be launched while that one still runs: code for 9.0 and later has the
+    /// instruction, older code does not, also when it runs on a newer card.
+    pub fn waits(&self) -> bool {
+        let digits = self.arch.strip_prefix("sm_").or(self.arch.strip_prefix("compute_"));
+        let digits = digits.map(|digits| digits.trim_end_matches(char::is_alphabetic));
+        digits.and_then(|digits| digits.parse::<u32>().ok()).is_some_and(|sm| sm >= 90)
+    }
+}
+
 /// What was built for the cards of one maker.
 #[derive(Debug)]
 struct Family {
@@ -177,10 +188,10 @@ mod tests {
     }
 
     fn archs_for(machine: Machine) -> Vec<(&'static str, &'static str)> {
-        let mut images: Vec<Image> = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_120", "compute_80"]
-            .into_iter()
-            .map(|arch| image("norm", arch))
-            .collect();
+        let archs =
+            ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_120", "compute_80", "compute_90"];
+        let mut images: Vec<Image> =
+            archs.into_iter().map(|arch| image("norm", arch)).collect();
         images.extend(["gfx1010", "gfx90a"].map(|arch| image("norm", arch)));
         images.push(image("cuda/wgmma", "sm_90a"));
         let images: &'static [Image] = images.leak();
@@ -194,11 +205,11 @@ mod tests {
             (86, "sm_86"),
             (87, "sm_86"),
             (89, "sm_89"),
-            (100, "compute_80"),
-            (103, "compute_80"),
+            (100, "compute_90"),
+            (103, "compute_90"),
             (120, "sm_120"),
             (121, "sm_120"),
-            (130, "compute_80"),
+            (130, "compute_90"),
         ] {
             assert_eq!(archs_for(Machine::Cuda { sm }), [("norm", arch)], "sm_{sm}");
         }
@@ -209,6 +220,13 @@ mod tests {
         assert_eq!(archs_for(Machine::Hip { gfx: 0x90a }), [("norm", "gfx90a")]);
         assert_eq!(archs_for(Machine::Hip { gfx: 0x1012 }), []);
         assert_eq!(archs_for(Machine::Cpu), []);
+    }
+
+    #[test]
+    fn only_code_for_hopper_and_later_waits_for_its_predecessor() {
+        let waits = |arch| image("norm", arch).waits();
+        assert!(["sm_90a", "sm_120", "compute_90", "sm_100a"].into_iter().all(waits));
+        assert!(!["sm_80", "sm_89", "compute_80", "gfx90a", "gfx1100"].into_iter().any(waits));
     }
 
     #[test]

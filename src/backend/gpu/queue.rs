@@ -1,11 +1,12 @@
 //! The backend of a card: ops become launches, steps become graphs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::blas::Product;
 use super::driver::{Driver, Launch, MAX_AT, Operands};
+use super::lanes::{Touched, schedule};
 use crate::backend::cpu::Cpu;
 use crate::backend::null::check_copy;
 use crate::backend::{
@@ -21,6 +22,7 @@ struct Work<F> {
     name: &'static str,
     scope: String,
     kind: Kind<F>,
+    touched: Touched,
 }
 
 #[derive(Debug)]
@@ -127,8 +129,20 @@ impl<D: Driver> Gpu<D> {
         let name = op.name();
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
         let route = op.plan(&self.arch, float.map_or(DType::F32, |view| view.dtype));
+        let span = |view: &View| view.address..view.address + view.span_bytes() as u64;
+        let mut touched = Touched {
+            reads: io.inputs.iter().map(span).collect(),
+            writes: io.outputs.iter().map(span).collect(),
+            // The vendor's library has one workspace, and one queue at a time.
+            first_lane: !matches!(route, Route::Kernel(_)),
+        };
         let kind = match route {
-            Route::Kernel(plan) => Kind::Kernels(self.launches(op.as_ref(), &plan, io)?),
+            Route::Kernel(plan) => {
+                let launches = self.launches(op.as_ref(), &plan, io)?;
+                let at = launches.first().map_or(0, |launch| launch.operands.workspace);
+                touched.writes.push(at..at + plan.workspace as u64);
+                Kind::Kernels(launches)
+            }
             Route::Blas => {
                 let gemm = bytemuck::pod_read_unaligned::<Gemm>(op.params());
                 match Product::of(&gemm, io)? {
@@ -142,7 +156,7 @@ impl<D: Driver> Gpu<D> {
                 inputs: io.inputs.len(),
             }),
         };
-        Ok(Work { name, scope: lock(&self.scope).clone(), kind })
+        Ok(Work { name, scope: lock(&self.scope).clone(), kind, touched })
     }
 
     fn launches(&self, op: &dyn Op, plan: &Plan, io: Io<'_>) -> Result<Vec<Launch<D::Function>>> {
@@ -242,12 +256,54 @@ impl<D: Driver> Gpu<D> {
         }
         let mut graph = None;
         if self.driver.begin_capture()? {
-            let enqueued = ops.iter().try_for_each(|work| self.execute(work));
+            let enqueued = self.execute_in_lanes(&ops);
             let ended = self.driver.end_capture();
             enqueued?;
             graph = Some(ended?);
         }
         Ok(Some(Segment { graph, ops }))
+    }
+}
+
+impl<D: Driver> Gpu<D> {
+    /// Enqueues ops where they may run side by side; everything has joined the first lane at the end.
+    fn execute_in_lanes(&self, ops: &[Work<D::Function>]) -> Result<()> {
+        if self.driver.lanes() < 2 {
+            return ops.iter().try_for_each(|work| self.execute(work));
+        }
+        let touched: Vec<Touched> = ops.iter().map(|work| work.touched.clone()).collect();
+        let places = schedule(&touched);
+        let awaited: HashSet<usize> = places.iter().filter_map(|place| place.after).collect();
+        let start = self.driver.stamp()?;
+        let mut marks: HashMap<usize, D::Event> = HashMap::new();
+        let mut lane = 0;
+        let mut joined = true;
+        for (i, (work, place)) in ops.iter().zip(&places).enumerate() {
+            if place.lane != lane {
+                lane = place.lane;
+                self.driver.choose_lane(lane)?;
+            }
+            if lane == 1 && joined {
+                self.driver.wait_for(&start)?;
+                joined = false;
+            }
+            if let Some(mark) = place.after.and_then(|j| marks.get(&j)) {
+                self.driver.wait_for(mark)?;
+            }
+            self.execute(work)?;
+            if awaited.contains(&i) {
+                marks.insert(i, self.driver.stamp()?);
+            }
+        }
+        let last = match joined {
+            true => None,
+            false => {
+                self.driver.choose_lane(1)?;
+                Some(self.driver.stamp()?)
+            }
+        };
+        self.driver.choose_lane(0)?;
+        last.map_or(Ok(()), |last| self.driver.wait_for(&last))
     }
 }
 

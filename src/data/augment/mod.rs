@@ -1,6 +1,7 @@
 //! Augmentation of windows `[channels, time]`. What happens to a window depends on the seed, the
 //! step and the window alone, so a resumed run repeats it, on any number of threads.
 
+mod moves;
 mod noise;
 mod settings;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use realfft::num_complex::Complex32;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 
+pub use moves::Moves;
 pub use settings::Settings;
 
 use super::rng::Rng;
@@ -39,7 +41,7 @@ pub struct Workspace {
     /// By which each bin is multiplied.
     factors: Vec<Complex32>,
     scratch: Vec<Complex32>,
-    order: Vec<usize>,
+    moves: Moves,
 }
 
 /// What [`Augment::mixup`] did.
@@ -136,48 +138,26 @@ impl Augment {
             return Err(Error::shape("augment", problem));
         }
         let s = &self.settings;
-        let key = mix(mix(seed, step), window);
-        // Each augmentation has a stream of its own: switching one on changes no other.
-        let draw = |stream: u64, probability: f64| {
-            let mut rng = Rng::new(mix(key, stream), stream);
-            (rng.uniform() < probability).then_some(rng)
-        };
-        if let Some(mut rng) = draw(1, s.time_shift) {
-            self.shift(samples, &mut rng);
+        let mut moves = std::mem::take(&mut workspace.moves);
+        self.moves(seed, step, window, &mut moves);
+        for row in samples.chunks_exact_mut(self.time) {
+            row.rotate_right(moves.shift);
+            if moves.reversed {
+                row.reverse();
+            }
         }
-        if draw(2, s.time_reversal).is_some() {
-            samples.chunks_exact_mut(self.time).for_each(<[f32]>::reverse);
+        if moves.factor != 1.0 {
+            samples.iter_mut().for_each(|x| *x *= moves.factor);
         }
-        if draw(3, s.sign_flip).is_some() {
-            samples.iter_mut().for_each(|x| *x = -*x);
-        }
-        if let Some(mut rng) = draw(4, s.amplitude_scale) {
-            let factor = s.amplitude_scale_max.powf(rng.range(-1.0, 1.0)) as f32;
-            samples.iter_mut().for_each(|x| *x *= factor);
-        }
-        let surrogate = draw(5, s.fourier_surrogate);
-        let band_stop = draw(6, s.band_stop);
+        let key = moves::key(seed, step, window);
+        let surrogate = moves::draw(key, 5, s.fourier_surrogate);
+        let band_stop = moves::draw(key, 6, s.band_stop);
         if surrogate.is_some() || band_stop.is_some() {
             self.spectral(samples, surrogate, band_stop, workspace);
         }
-        if let Some(mut rng) = draw(7, s.channel_shuffle) {
-            self.shuffle_regions(samples, &mut rng, workspace);
-        }
-        if let Some(mut rng) = draw(8, s.channel_dropout) {
-            for row in samples.chunks_exact_mut(self.time) {
-                if rng.uniform() < s.channel_dropout_share {
-                    row.fill(0.0);
-                }
-            }
-        }
-        if let Some(mut rng) = draw(9, s.time_masking) {
-            let length = self.samples_of(s.time_masking_s).min(self.time);
-            let start = rng.below(self.time - length + 1);
-            for row in samples.chunks_exact_mut(self.time) {
-                row[start..start + length].fill(0.0);
-            }
-        }
-        if let Some(mut rng) = draw(10, s.gaussian_noise) {
+        self.place_rows(samples, &moves, workspace);
+        workspace.moves = moves;
+        if let Some(mut rng) = moves::draw(key, 10, s.gaussian_noise) {
             let std = s.gaussian_noise_std as f32;
             samples.iter_mut().for_each(|x| *x += std * self.ziggurat.draw(&mut rng) as f32);
         }
@@ -188,15 +168,22 @@ impl Augment {
         (seconds * self.sample_rate).round() as usize
     }
 
-    fn shift(&self, samples: &mut [f32], rng: &mut Rng) {
-        let most = self.samples_of(self.settings.time_shift_s).min(self.time - 1);
-        let by = rng.below(2 * most + 1);
-        for row in samples.chunks_exact_mut(self.time) {
-            if by <= most {
-                row.rotate_right(by);
-            } else {
-                row.rotate_left(by - most);
+    /// Puts channels where `moves` wants them, and blanks what it blanks.
+    fn place_rows(&self, samples: &mut [f32], moves: &Moves, workspace: &mut Workspace) {
+        let (start, length) = moves.mask;
+        let stays = |(to, from): (usize, &Option<u32>)| *from == Some(to as u32);
+        if moves.rows.iter().enumerate().all(stays) && length == 0 {
+            return;
+        }
+        let before = &mut workspace.row;
+        before.clear();
+        before.extend_from_slice(samples);
+        for (row, from) in samples.chunks_exact_mut(self.time).zip(&moves.rows) {
+            match from {
+                Some(from) => row.copy_from_slice(&before[*from as usize * self.time..][..self.time]),
+                None => row.fill(0.0),
             }
+            row[start..start + length].fill(0.0);
         }
     }
 
@@ -245,26 +232,6 @@ impl Augment {
             }
             let done = self.inverse.process_with_scratch(bins, row, scratch);
             debug_assert!(done.is_ok());
-        }
-    }
-
-    fn shuffle_regions(&self, samples: &mut [f32], rng: &mut Rng, workspace: &mut Workspace) {
-        let Workspace { order, row, .. } = workspace;
-        for region in &self.regions {
-            order.clear();
-            order.extend_from_slice(region);
-            // Swapping rows as Fisher and Yates swap items needs no second copy of them.
-            for i in (1..order.len()).rev() {
-                let (a, b) = (order[i], order[rng.below(i + 1)]);
-                if a == b {
-                    continue;
-                }
-                let (a, b) = (a * self.time, b * self.time);
-                row.clear();
-                row.extend_from_slice(&samples[a..a + self.time]);
-                samples.copy_within(b..b + self.time, a);
-                samples[b..b + self.time].copy_from_slice(row);
-            }
         }
     }
 

@@ -251,6 +251,17 @@ impl Cache {
         Ok(())
     }
 
+    /// A recording's numbers as they lie in the file: the scale of each stored channel, the samples
+    /// `[tiles, stored channels, TILE]`, and where each of [`Self::channels`] lies among the stored.
+    pub(crate) fn block(&self, recording: usize) -> (&[f32], &[i16], &[usize]) {
+        let place = &self.places[recording];
+        // The block begins at a multiple of 64 bytes of a page-aligned mapping.
+        let (scales, samples) =
+            self.map[place.block.clone()].split_at(layout::scales_len(place.stored));
+        let scales = &bytemuck::cast_slice(scales)[..place.stored];
+        (scales, bytemuck::cast_slice(samples), &self.rows[place.channel_set])
+    }
+
     /// Samples of a window whose `[channels, time]` has `len` values.
     fn check(&self, recording: usize, start: usize, len: usize) -> Result<usize> {
         let time = len / self.channels.len().max(1);
@@ -271,14 +282,8 @@ impl Cache {
 
     /// [`Self::read_window`] once its arguments are checked.
     fn gather(&self, recording: usize, start: usize, time: usize, out: &mut [f32]) {
-        let place = &self.places[recording];
-        let rows = &self.rows[place.channel_set];
-        let block = &self.map[place.block.clone()];
-        // The block begins at a multiple of 64 bytes of a page-aligned mapping.
-        let (scales, samples) = block.split_at(layout::scales_len(place.stored));
-        let scales: &[f32] = bytemuck::cast_slice(scales);
-        let samples: &[i16] = bytemuck::cast_slice(samples);
-        let tile_len = TILE * place.stored;
+        let (scales, samples, rows) = self.block(recording);
+        let tile_len = TILE * scales.len();
         let mut done = 0;
         while done < time {
             let at = start + done;

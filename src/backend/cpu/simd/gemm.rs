@@ -45,6 +45,10 @@ const PANEL: usize = 32;
 /// the second-level cache.
 const DEPTH: usize = 512;
 
+/// Terms of a sum between the one that is computed and the one whose operands are fetched: what memory
+/// takes to answer.
+const AHEAD: usize = 16;
+
 /// The right-hand side of a product, ready for many left-hand sides.
 #[derive(Debug, Clone, Copy)]
 pub enum Right<'a, T> {
@@ -224,15 +228,31 @@ fn own_kernels(
     (c, c_rs): (&mut [f32], usize),
 ) {
     let tall = m.div_ceil(m.div_ceil(tiles.rows()));
+    let panels = n.div_ceil(PANEL);
     for from in (0..k).step_by(DEPTH) {
+        let depth = DEPTH.min(k - from);
         for i in (0..m).step_by(tall) {
             for j in (0..n).step_by(PANEL) {
+                let at = a.data[i * a.rs + from * a.cs..].as_ptr();
+                // Lying along k, A is fetched a tile of rows ahead, a share with every panel; lying along
+                // its rows, some terms ahead, as B is by the first tile that sees it.
+                let (a_ahead, a_step) = if a.cs == 1 && depth > AHEAD {
+                    let step = (tall * a.rs).div_ceil(panels * depth).min(16);
+                    (at.wrapping_add(tall * a.rs + j / PANEL * depth * step), step)
+                } else if a.rs == 1 && depth > AHEAD {
+                    (at.wrapping_add(AHEAD * a.cs), a.cs)
+                } else {
+                    (at, 0)
+                };
                 let product = Product {
                     m: tall.min(m - i),
                     n: PANEL.min(n - j),
-                    k: DEPTH.min(k - from),
+                    k: depth,
+                    b_ahead: if i == 0 && depth > AHEAD { AHEAD * b_rs } else { 0 },
+                    a_ahead,
+                    a_step,
                     alpha,
-                    a: a.data[i * a.rs + from * a.cs..].as_ptr(),
+                    a: at,
                     a_rs: a.rs,
                     a_cs: a.cs,
                     b: b[j / PANEL * b_step + from * b_rs..].as_ptr(),

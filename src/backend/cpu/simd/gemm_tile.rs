@@ -4,7 +4,7 @@
 //! falls into, so that results do not depend on how C is cut.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __mmask16, _MM_HINT_ET0, _mm_prefetch, _mm256_cmpgt_epi32,
+    __m256, __m256i, __m512, __mmask16, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm256_cmpgt_epi32,
     _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_mul_ps,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_ps, _mm256_storeu_ps,
     _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
@@ -28,6 +28,11 @@ pub(super) struct Product {
     pub beta: f32,
     pub c: *mut f32,
     pub c_rs: usize,
+    /// Floats from a row of B to the one that is fetched while it is used; 0: none.
+    pub b_ahead: usize,
+    /// What is fetched of A meanwhile, a line a term of the sum, and the step from one to the next.
+    pub a_ahead: *const f32,
+    pub a_step: usize,
 }
 
 /// The vector instructions that a tile needs.
@@ -38,6 +43,12 @@ trait Vectors {
     unsafe fn zero() -> Self::V;
     /// Fetches the line that will be written.
     unsafe fn expect(to: *const f32);
+    /// Fetches a line that will be read.
+    #[inline(always)]
+    unsafe fn fetch(from: *const f32) {
+        // SAFETY: a hint, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
@@ -188,6 +199,7 @@ unsafe fn tile<S: Vectors, const MR: usize, const NV: usize>(p: &Product) {
         }
         let mut sums = [[S::zero(); NV]; MR];
         let (mut a, mut b) = (p.a, p.b);
+        let mut a_ahead = p.a_ahead;
         macro_rules! steps {
             ($load:expr) => {
                 for _ in 0..p.k {
@@ -202,6 +214,14 @@ unsafe fn tile<S: Vectors, const MR: usize, const NV: usize>(p: &Product) {
                             sums[i][v] = S::fma(x, row[v], sums[i][v]);
                         }
                     }
+                    // A line of each comes from far where the matrices do not fit the caches: the
+                    // processor sees no pattern in strides of kilobytes.
+                    S::fetch(a_ahead);
+                    S::fetch(b.wrapping_add(p.b_ahead));
+                    if NV * S::LANES > 16 {
+                        S::fetch(b.wrapping_add(p.b_ahead + 16));
+                    }
+                    a_ahead = a_ahead.wrapping_add(p.a_step);
                     a = a.wrapping_add(p.a_cs);
                     b = b.wrapping_add(p.b_rs);
                 }

@@ -1,5 +1,6 @@
 //! NVIDIA's driver, through cudarc's bindings. Nothing of the CUDA toolkit is needed at run time but
-//! the driver's own libcuda; cuBLAS is used where it is found.
+//! the driver's own libcuda; cuBLAS is used where it is found. `ENGINE_CUDA_EARLY=0` launches each
+//! kernel only when the one before it has ended.
 //!
 //! # Layout
 //! Here the driver; [`facts`], what there is and what is wrong with it; [`library`], cuBLAS.
@@ -8,6 +9,8 @@ mod facts;
 mod library;
 
 use std::ffi::{CString, c_int, c_void};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublas::{result as cublas, sys as blas_sys};
@@ -36,6 +39,8 @@ struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// The second lane of recordings.
+    beside: sys::CUstream,
 }
 
 // SAFETY: CUDA handles may be used from any thread whose current context is theirs; every use
@@ -57,6 +62,8 @@ impl Drop for Context {
         if self.enter().is_ok() {
             // SAFETY: made in `Cuda::open`; nothing that uses them outlives this.
             let _ = unsafe { result::stream::destroy(self.stream) };
+            // SAFETY: as above.
+            let _ = unsafe { result::stream::destroy(self.beside) };
         }
         // SAFETY: retained once in `Cuda::open`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
@@ -102,8 +109,13 @@ pub struct Cuda {
     arch: Arch,
     name: String,
     driver_version: c_int,
-    /// Kernels may start while their predecessor runs: from sm_90 on.
+    /// Kernels may start while their predecessor runs: all of them wait for it themselves.
     starts_early: bool,
+    lanes: usize,
+    /// The second lane is chosen. One caller at a time enqueues, by `Gpu`.
+    beside: AtomicBool,
+    /// The chosen lane waits for another: its next kernel starts when both have ended.
+    has_waited: AtomicBool,
     modules: Vec<Module>,
     blas: Option<Blas>,
     resources: Arc<Mutex<Resources>>,
@@ -138,8 +150,9 @@ impl Cuda {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(card)?;
         // SAFETY: just retained.
         unsafe { result::ctx::set_current(context) }.map_err(card)?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let inner = Arc::new(Context { device, context, stream: stream.map_err(card)? });
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let (stream, beside) = (stream().map_err(card)?, stream().map_err(card)?);
+        let inner = Arc::new(Context { device, context, stream, beside });
         let (mut arch, own) = arch_of(device, sm)?;
         if let Some((problem, remedy)) = images::why_not(own) {
             return Err(refused(problem, &remedy));
@@ -150,10 +163,12 @@ impl Cuda {
         Ok(Self {
             name: result::device::get_name(device).map_err(card)?,
             driver_version: driver_version()?,
-            // Off unless asked for: training with it ended in an illegal access on an H200, by a
-            // kernel that does not wait for its predecessor.
-            starts_early: std::env::var_os("ENGINE_CUDA_EARLY").is_some()
-                && matches!(own, Machine::Cuda { sm } if sm >= 90),
+            starts_early: matches!(own, Machine::Cuda { sm } if sm >= 90)
+                && images::of(own).into_iter().all(Image::waits)
+                && std::env::var("ENGINE_CUDA_EARLY").as_deref() != Ok("0"),
+            lanes: if std::env::var("ENGINE_CUDA_LANES").as_deref() == Ok("1") { 1 } else { 2 },
+            beside: AtomicBool::new(false),
+            has_waited: AtomicBool::new(false),
             inner,
             arch,
             modules,
@@ -170,6 +185,11 @@ impl Cuda {
     /// The newest CUDA its driver knows: "13.0".
     pub fn driver_words(&self) -> String {
         version_words(self.driver_version)
+    }
+
+    /// The queue that kernels go to.
+    fn lane(&self) -> sys::CUstream {
+        if self.beside.load(Relaxed) { self.inner.beside } else { self.inner.stream }
     }
 
     /// Version of cuBLAS, where it is there.
@@ -392,9 +412,9 @@ impl Driver for Cuda {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: stage.shared,
-            hStream: self.inner.stream,
+            hStream: self.lane(),
             attrs: &mut early,
-            numAttrs: u32::from(self.starts_early),
+            numAttrs: u32::from(self.starts_early && !self.has_waited.swap(false, Relaxed)),
         };
         // SAFETY: the function takes these two structs by value (kernels/portable.h); its operands
         // are live memory of this card, by the arena. It waits for its predecessor before it reads.
@@ -427,6 +447,7 @@ impl Driver for Cuda {
 
     fn begin_capture(&self) -> Result<bool> {
         self.inner.enter()?;
+        self.choose_lane(0)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: a live stream.
         unsafe { result::stream::begin_capture(self.inner.stream, mode) }
@@ -462,8 +483,26 @@ impl Driver for Cuda {
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(time)?;
         let event = Event { inner: Arc::clone(&self.inner), event };
         // SAFETY: live handles.
-        unsafe { result::event::record(event.event, self.inner.stream) }.map_err(time)?;
+        unsafe { result::event::record(event.event, self.lane()) }.map_err(time)?;
         Ok(event)
+    }
+
+    fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    fn choose_lane(&self, lane: usize) -> Result<()> {
+        self.beside.store(lane == 1, Relaxed);
+        Ok(())
+    }
+
+    fn wait_for(&self, event: &Event) -> Result<()> {
+        self.inner.enter()?;
+        self.has_waited.store(true, Relaxed);
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: live handles; the event was recorded.
+        unsafe { result::stream::wait_event(self.lane(), event.event, flags) }
+            .map_err(|e| failed("recording a step", e))
     }
 
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f64> {

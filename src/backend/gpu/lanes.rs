@@ -1,0 +1,125 @@
+//! Which ops of a recorded step may run side by side, found from the bytes they touch.
+//!
+//! A step is a list of ops in an order that is always right. Most of a backward pass is one chain,
+//! each op reading what the one before wrote; the gradients of weights hang beside it, and nothing
+//! asks for them before the update. They go to a second lane, so that small kernels, which leave most of
+//! a card idle, overlap. Whatever touches the same bytes, one of them writing, keeps its order, memory
+//! that is used again included; so results are those of one lane, bit for bit.
+
+use std::ops::Range;
+
+/// The bytes an op reads and writes, by address.
+#[derive(Debug, Clone, Default)]
+pub struct Touched {
+    /// Only read.
+    pub reads: Vec<Range<u64>>,
+    /// Written, or read and written; workspace included.
+    pub writes: Vec<Range<u64>>,
+    /// Must stay in the first lane.
+    pub first_lane: bool,
+}
+
+impl Touched {
+    /// True where the two must keep their order.
+    fn conflicts(&self, other: &Self) -> bool {
+        let meet = |a: &[Range<u64>], b: &[Range<u64>]| {
+            a.iter().any(|a| b.iter().any(|b| a.start < b.end && b.start < a.end))
+        };
+        meet(&self.writes, &other.writes)
+            || meet(&self.writes, &other.reads)
+            || meet(&self.reads, &other.writes)
+    }
+}
+
+/// Where an op goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// 0: the chain; 1: beside it.
+    pub lane: usize,
+    /// The op of the other lane that has to end first, if one does that was not waited for before.
+    pub after: Option<usize>,
+}
+
+/// Lane and waits of every op of a list. An op goes beside the chain where the next op does not need
+/// it to have ended.
+pub fn schedule(ops: &[Touched]) -> Vec<Place> {
+    let beside = |i: usize| {
+        !ops[i].first_lane && ops.get(i + 1).is_some_and(|next| !next.conflicts(&ops[i]))
+    };
+    let lanes: Vec<usize> = (0..ops.len()).map(|i| usize::from(beside(i))).collect();
+    // The last op of the other lane that each lane has waited for, counted from 1.
+    let mut seen = [0; 2];
+    let place = |i: usize| {
+        let lane = lanes[i];
+        let other = |&j: &usize| lanes[j] != lane && ops[j].conflicts(&ops[i]);
+        let after = (seen[lane]..i).rev().find(other);
+        if let Some(j) = after {
+            seen[lane] = j + 1;
+        }
+        Place { lane, after }
+    };
+    (0..ops.len()).map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::rng::Rng;
+
+    fn op(reads: &[u64], writes: &[u64]) -> Touched {
+        let ranges = |all: &[u64]| all.iter().map(|&at| 8 * at..8 * at + 8).collect();
+        Touched { reads: ranges(reads), writes: ranges(writes), first_lane: false }
+    }
+
+    #[test]
+    fn gradients_of_weights_go_beside_the_chain() {
+        // y gradient 1, x 2, w 3: w's gradient 4, x's gradient 5, of it 6; the update reads 4.
+        let ops =
+            [op(&[0], &[1]), op(&[1, 2], &[4]), op(&[1, 3], &[5]), op(&[5], &[6]), op(&[4], &[3])];
+        let places = schedule(&ops);
+        let lanes: Vec<usize> = places.iter().map(|place| place.lane).collect();
+        assert_eq!(lanes, [0, 1, 0, 1, 0]);
+        assert_eq!(places[1].after, Some(0));
+        assert_eq!(places[2].after, None);
+        // 3 reads what 2 wrote; 4 writes what 2 read and reads what 1 wrote.
+        assert_eq!(places[3].after, Some(2));
+        assert_eq!(places[4].after, Some(1));
+    }
+
+    #[test]
+    fn what_must_stay_stays() {
+        let mut ops = [op(&[0], &[1]), op(&[2], &[3])];
+        assert_eq!(schedule(&ops)[0].lane, 1);
+        ops[0].first_lane = true;
+        assert_eq!(schedule(&ops)[0].lane, 0);
+    }
+
+    /// Every pair that must keep its order does, by lane or by a chain of waits.
+    #[test]
+    fn every_conflict_is_ordered() {
+        let mut rng = Rng::new(7, 0);
+        for _ in 0..200 {
+            let mut few = |n: usize| -> Vec<u64> {
+                (0..1 + rng.below(n)).map(|_| rng.below(12) as u64).collect()
+            };
+            let ops: Vec<Touched> = (0..40).map(|_| op(&few(3), &few(2))).collect();
+            let places = schedule(&ops);
+            // What has ended before each op begins.
+            let mut before: Vec<Vec<bool>> = Vec::new();
+            for (i, place) in places.iter().enumerate() {
+                let mut ended = vec![false; ops.len()];
+                let same = (0..i).rev().find(|&j| places[j].lane == place.lane);
+                for j in same.into_iter().chain(place.after) {
+                    ended[j] = true;
+                    (0..j).for_each(|k| ended[k] |= before[j][k]);
+                }
+                before.push(ended);
+            }
+            for i in 0..ops.len() {
+                for j in (0..i).filter(|&j| ops[j].conflicts(&ops[i])) {
+                    assert!(before[i][j], "{j} before {i}: {places:?}");
+                }
+            }
+        }
+    }
+}
