@@ -29,12 +29,12 @@ struct Epilogue {
     bias = any(io, next);
     next += (flags & GEMM_BIAS) != 0;
     next += (flags & GEMM_DROPOUT) != 0;
-    residual = io.at[next];
+    residual = global(io.at[next]);
     next += (flags & GEMM_RESIDUAL) != 0;
-    before = io.at[next];
+    before = global(io.at[next]);
     next += (flags & GEMM_GELU_SLOPE) != 0;
     c = any(io, next);
-    pre_gelu = io.at[next + 1];
+    pre_gelu = global(io.at[next + 1]);
   }
 
   // What is derived from flags is not kept over the loop that this is called in.
@@ -151,5 +151,5 @@ DEVICE void store_split(float* to, const float (&x)[8], unsigned count, bool pac
 }
 
 DEVICE float* split_products(const Operands& io) {
-  return static_cast<float*>(io.workspace) + SPLIT_HEADER;
+  return static_cast<float*>(global(io.workspace)) + SPLIT_HEADER;
 }

@@ -236,9 +236,11 @@ template <class Params> DEVICE Arguments<Params> again(const Params& p, const Op
 }
 
 template <class T> DEVICE const T* input(const Operands& io, int i) {
-  return static_cast<const T*>(io.at[i]);
+  return static_cast<const T*>(global(io.at[i]));
 }
-template <class T> DEVICE T* output(const Operands& io, int i) { return static_cast<T*>(io.at[i]); }
+template <class T> DEVICE T* output(const Operands& io, int i) {
+  return static_cast<T*>(global(io.at[i]));
+}
 DEVICE unsigned kind_of(const Operands& io, int i) { return (io.kinds >> (2 * i)) & 3u; }
 
 // An operand whose type is known at run time only: vectors (bias, gamma), and sums.
