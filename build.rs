@@ -2,7 +2,8 @@
 //!
 //! `kernels/*.cu` are compiled for NVIDIA's and for AMD's cards, `kernels/cuda/*.cu` and
 //! `kernels/hip/*.hip` for those of one maker; a file whose first lines hold `// archs: 90a gfx942`
-//! is compiled for these only (`cuda` and `hip` stand for all of a maker's). An image is one source for one architecture: all are compiled side by
+//! is compiled for these only (`gfx1*` stands for all that begin so, `cuda` and `hip` for all of a
+//! maker's). An image is one source for one architecture: all are compiled side by
 //! side, and only those whose text, headers, flags or compiler changed are compiled again. Objects
 //! lie in `kernels/` of the target folder, by a hash of all these, so that debug and release builds
 //! share them.
@@ -86,7 +87,11 @@ fn planned<'a>(
         let only = text.lines().take(10).find_map(|line| line.strip_prefix("// archs:"));
         let only: Option<Vec<&str>> = only.map(|archs| archs.split_whitespace().collect());
         let for_all = only.as_ref().is_none_or(|only| only.contains(&maker));
-        let named = |target: &Target| only.iter().flatten().any(|name| *name == target.asked);
+        let is = |name: &str, asked: &str| match name.strip_suffix('*') {
+            Some(start) => asked.starts_with(start),
+            None => name == asked,
+        };
+        let named = |target: &Target| only.iter().flatten().any(|name| is(name, &target.asked));
         let common = toolkit.common.iter().filter(|_| for_all);
         let common = common.map(|common| Object::new(toolkit, common, source, out));
         let common = common.collect::<Result<Vec<_>, _>>()?;

@@ -245,6 +245,8 @@ fn hip_flags() -> Vec<String> {
         "--no-gpu-bundle-output",
         "-nogpuinc",
         "-nogpulib",
+        // No symbol that differs from checkout to checkout.
+        "-fuse-cuid=none",
         // Version 5 is not known to load under the ROCm 5 that RDNA1's owners have.
         "-mcode-object-version=4",
         "-std=c++17",

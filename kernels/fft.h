@@ -52,6 +52,9 @@ DEVICE Complex root(unsigned k, unsigned n) {
   }
 }
 
+// A constant that, where COMPACT, is not kept in a register over the loop it is in.
+DEVICE float factor(float x) { return COMPACT ? float_of(opaque(bits_of(x))) : x; }
+
 // --- Butterflies: a[k] becomes the sum over q of a[q] exp(-2 pi i k q / R) -------------------------
 
 DEVICE void butterfly(Complex (&)[1]) {}
@@ -71,6 +74,12 @@ DEVICE void butterfly(Complex (&a)[4]) {
 template <int R> DEVICE void odd(Complex (&a)[R], const float (&cosine)[R], const float (&sine)[R]) {
   constexpr int H = R / 2;
   Complex first = a[0], sum[H], difference[H];
+  float real[R], imaginary[R];
+  UNROLL for (int j = 1; j <= H; ++j) {
+    real[j] = real[R - j] = factor(cosine[j]);
+    imaginary[j] = factor(sine[j]);
+    imaginary[R - j] = -imaginary[j];
+  }
   UNROLL for (int j = 0; j < H; ++j) {
     sum[j] = a[j + 1] + a[R - 1 - j];
     difference[j] = minus_i_times(a[j + 1] - a[R - 1 - j]);
@@ -79,7 +88,7 @@ template <int R> DEVICE void odd(Complex (&a)[R], const float (&cosine)[R], cons
   UNROLL for (int k = 1; k <= H; ++k) {
     Complex even = first, rest = {0.0f, 0.0f};
     UNROLL for (int j = 1; j <= H; ++j) {
-      float c = cosine[j * k % R], s = sine[j * k % R];
+      float c = real[j * k % R], s = imaginary[j * k % R];
       even = {fma_of(c, sum[j - 1].re, even.re), fma_of(c, sum[j - 1].im, even.im)};
       rest = {fma_of(s, difference[j - 1].re, rest.re), fma_of(s, difference[j - 1].im, rest.im)};
     }
@@ -119,9 +128,9 @@ DEVICE void butterfly(Complex (&a)[8]) {
 }
 
 DEVICE void butterfly(Complex (&a)[16]) {
-  constexpr float C = 0.923879533f, S = 0.382683432f, H = 0.707106781f;
-  constexpr float re[10] = {1.0f, C, H, S, 0.0f, -S, -H, -C, -1.0f, -C};
-  constexpr float im[10] = {0.0f, -S, -H, -C, -1.0f, -C, -H, -S, 0.0f, S};
+  const float C = factor(0.923879533f), S = factor(0.382683432f), H = factor(0.707106781f);
+  const float re[10] = {1.0f, C, H, S, 0.0f, -S, -H, -C, -1.0f, -C};
+  const float im[10] = {0.0f, -S, -H, -C, -1.0f, -C, -H, -S, 0.0f, S};
   Complex part[4][4];
   UNROLL for (int q = 0; q < 4; ++q) {
     UNROLL for (int j = 0; j < 4; ++j) part[q][j] = a[q + 4 * j];
@@ -150,7 +159,18 @@ struct Length {
 struct Columns {
   unsigned pairs, pair, row, rows;
   const Complex* roots;  // exp(-2 pi i k / n), k < n, in shared memory
+
+  // The same, but what is derived from it is not kept over the loop that this is called in.
+  DEVICE Columns forgotten() const {
+    if constexpr (!COMPACT) return *this;
+    return {opaque(pairs), opaque_lane(pair), opaque_lane(row), opaque(rows), roots};
+  }
 };
+
+// Moves what stands in an array one place forward.
+template <int N> DEVICE void advance(Complex (&a)[N]) {
+  UNROLL for (int q = 0; q + 1 < N; ++q) a[q] = a[q + 1];
+}
 
 // One decimation: `count` butterflies over stretches of m * R, of a transform of which `split`
 // stretches are already apart. Numbers come from source(a, first, step) and go to sink(a, first,

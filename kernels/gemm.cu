@@ -40,6 +40,65 @@ template <class T, int EXTENT, int BK> struct Fetch {
   }
 };
 
+// Finishes what a thread has summed: rows row0 .. row0 + TM - 1; columns from col0 on, 4 neighbours
+// each, APART apart; and `total` of each row where `sums`.
+template <class T, int APART, int TM, int TN>
+DEVICE void finish_tile(const Gemm& p, const Operands& io, unsigned row0, unsigned col0, bool sums,
+                        float (&c)[TM][TN], float (&total)[TM]) {
+  unsigned splits = grid_y(), batch = block_z();
+  float* split = splits > 1 ? split_products(io) : nullptr;
+  if (split && block_x() == 0 && block_y() == 0 && batch == 0 && thread_x() == 0)
+    *static_cast<unsigned*>(io.workspace) = splits;
+  Epilogue epilogue(p, io);
+  bool packed = p.n % 4 == 0;
+  size_t cells = size_t(p.batch) * p.m * p.n;
+  unsigned width = p.n;
+  // Finishes 4 neighbouring sums of a row.
+  auto end_four = [&](unsigned row, unsigned col, float (&four)[4]) {
+    if (col >= width) return;
+    unsigned count = width - col < 4 ? width - col : 4;
+    size_t first = (size_t(batch) * p.m + row) * width + col;
+    if (!split) {
+      float bias[4];
+      epilogue.template load_bias<4>(col, count, bias);
+      UNROLL for (int e = 0; e < 4; ++e) four[e] += bias[e];
+      epilogue.template finish<T, 4>(first, four, count, packed);
+    } else for (unsigned e = 0; e < count; ++e) split[block_y() * cells + first + e] = four[e];
+  };
+  auto end_sum = [&](unsigned row, float sum) {
+    if (split) split[splits * cells + size_t(block_y()) * p.m + row] = sum;
+    else Epilogue::sums(p, io).put(row, sum, p.flags & GEMM_SUMS_ACCUMULATE);
+  };
+  if constexpr (!COMPACT) {
+    UNROLL for (int i = 0; i < TM; ++i) {
+      unsigned row = row0 + i;
+      if (row >= p.m) continue;
+      UNROLL for (int l = 0; l < TN; l += 4) {
+        float four[4] = {c[i][l], c[i][l + 1], c[i][l + 2], c[i][l + 3]};
+        end_four(row, col0 + l / 4 * APART, four);
+      }
+      if (sums) end_sum(row, total[i]);
+    }
+  } else {
+    // All take turns in the registers of the first, which alone the code of an epilogue knows.
+    unsigned end = row0 + TM < p.m ? row0 + TM : p.m;
+    NO_UNROLL for (unsigned row = row0; row < end; ++row) {
+      NO_UNROLL for (unsigned l = 0; l < TN; l += 4) {
+        float four[4] = {c[0][0], c[0][1], c[0][2], c[0][3]};
+        epilogue.forget();
+        width = opaque(p.n);
+        end_four(row, col0 + l / 4 * APART, four);
+        UNROLL for (int j = 0; j + 4 < TN; ++j) c[0][j] = c[0][j + 4];
+      }
+      if (sums) end_sum(row, total[0]);
+      UNROLL for (int i = 0; i + 1 < TM; ++i) {
+        UNROLL for (int l = 0; l < TN; ++l) c[i][l] = c[i + 1][l];
+        total[i] = total[i + 1];
+      }
+    }
+  }
+}
+
 template <class T, int BM, int BN, int BK, int TM, int TN>
 DEVICE void gemm_tiles(const Gemm& p, const Operands& io) {
   static_assert(BM / TM * (BN / TN) == THREADS, "one piece a thread");
@@ -67,7 +126,7 @@ DEVICE void gemm_tiles(const Gemm& p, const Operands& io) {
       fetch_a.load(a, p.a_rs, p.a_cs, row0, p.m, k + BK, k_end);
       fetch_b.load(b, p.b_cs, p.b_rs, col0, p.n, k + BK, k_end);
     }
-    UNROLL for (int j = 0; j < BK; ++j) {
+    UNROLL_BY((COMPACT ? 2 : BK)) for (int j = 0; j < BK; ++j) {
       float x[TM], y[TN];
       UNROLL for (int i = 0; i < TM; ++i) x[i] = tile_a[j * (BM + 4) + at_m + i];
       // Pieces of 4 columns, BN / (TN / 4) apart: neighbouring lanes read neighbouring packs.
@@ -82,33 +141,7 @@ DEVICE void gemm_tiles(const Gemm& p, const Operands& io) {
     }
     barrier();
   }
-  float* split = splits > 1 ? split_products(io) : nullptr;
-  if (split && block_x() == 0 && block_y() == 0 && batch == 0 && thread_x() == 0)
-    *static_cast<unsigned*>(io.workspace) = splits;
-  Epilogue epilogue(p, io);
-  bool packed = p.n % 4 == 0;
-  size_t cells = size_t(p.batch) * p.m * p.n;
-  UNROLL for (int i = 0; i < TM; ++i) {
-    unsigned row = row0 + at_m + i;
-    if (row >= p.m) continue;
-    UNROLL for (int l = 0; l < TN; l += 4) {
-      unsigned col = col0 + l / 4 * (BN / (TN / 4)) + at_n;
-      if (col >= p.n) continue;
-      unsigned count = p.n - col < 4 ? p.n - col : 4;
-      size_t first = (size_t(batch) * p.m + row) * p.n + col;
-      float four[4] = {c[i][l], c[i][l + 1], c[i][l + 2], c[i][l + 3]};
-      if (!split) {
-        float bias[4];
-        epilogue.template load_bias<4>(col, count, bias);
-        UNROLL for (int e = 0; e < 4; ++e) four[e] += bias[e];
-        epilogue.template finish<T, 4>(first, four, count, packed);
-      } else for (unsigned e = 0; e < count; ++e) split[block_y() * cells + first + e] = four[e];
-    }
-    if (sums) {
-      if (split) split[splits * cells + size_t(block_y()) * p.m + row] = total[i];
-      else Epilogue::sums(p, io).put(row, total[i], p.flags & GEMM_SUMS_ACCUMULATE);
-    }
-  }
+  finish_tile<T, BN / (TN / 4)>(p, io, row0 + at_m, col0 + at_n, sums, c, total);
 }
 
 template <class T> DEVICE void gemm(const Gemm& p, const Operands& io) {

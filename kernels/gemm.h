@@ -29,12 +29,19 @@ struct Epilogue {
     bias = any(io, next);
     next += (flags & GEMM_BIAS) != 0;
     next += (flags & GEMM_DROPOUT) != 0;
-    residual = io.at[next];
+    residual = global(io.at[next]);
     next += (flags & GEMM_RESIDUAL) != 0;
-    before = io.at[next];
+    before = global(io.at[next]);
     next += (flags & GEMM_GELU_SLOPE) != 0;
     c = any(io, next);
-    pre_gelu = io.at[next + 1];
+    pre_gelu = global(io.at[next + 1]);
+  }
+
+  // What is derived from flags is not kept over the loop that this is called in.
+  DEVICE void forget() {
+    flags = opaque(flags), c.kind = opaque(c.kind), bias.kind = opaque(bias.kind);
+    mask.key[0] = opaque(mask.key[0]), mask.key[1] = opaque(mask.key[1]);
+    mask.step[0] = opaque(mask.step[0]);
   }
 
   // The bias of N neighbouring columns, `count` of which exist; zeros where there is none.
@@ -47,6 +54,11 @@ struct Epilogue {
         load_pack(four, from + j);
         UNROLL for (int i = 0; i < 4; ++i) to[j + i] = four[i];
       }
+    } else if constexpr (COMPACT) {
+      NO_UNROLL for (unsigned j = 0; j < N; ++j) {
+        UNROLL for (int i = 0; i + 1 < N; ++i) to[i] = to[i + 1];
+        to[N - 1] = wanted && j < count ? bias[col + j] : 0.0f;
+      }
     } else {
       UNROLL for (int j = 0; j < N; ++j) to[j] = wanted && unsigned(j) < count ? bias[col + j] : 0.0f;
     }
@@ -56,9 +68,17 @@ struct Epilogue {
   // them in C. `count` of them exist. `packed`: whole packs may be moved.
   template <class T, int N>
   DEVICE void finish(size_t first, float (&x)[N], unsigned count, bool packed) const {
-    if (packed && count == N) whole<T, N>(first, x);
-    else UNROLL for (int j = 0; j < N; ++j)
-      if (unsigned(j) < count) one<T>(first + j, x[j]);
+    if (packed && count == N) {
+      whole<T, N>(first, x);
+    } else if constexpr (COMPACT) {
+      NO_UNROLL for (unsigned j = 0; j < count; ++j) {
+        one<T>(first + j, x[0]);
+        UNROLL for (int i = 0; i + 1 < N; ++i) x[i] = x[i + 1];
+      }
+    } else {
+      UNROLL for (int j = 0; j < N; ++j)
+        if (unsigned(j) < count) one<T>(first + j, x[j]);
+    }
   }
 
  private:
@@ -131,5 +151,5 @@ DEVICE void store_split(float* to, const float (&x)[8], unsigned count, bool pac
 }
 
 DEVICE float* split_products(const Operands& io) {
-  return static_cast<float*>(io.workspace) + SPLIT_HEADER;
+  return static_cast<float*>(global(io.workspace)) + SPLIT_HEADER;
 }

@@ -219,20 +219,29 @@ template <class T, bool DX, bool SUMS> struct Backward {
         db[k][i] += shuffle_xor(db[k][i], step);
       }
     // One team: nothing to add, and its columns may be more than `memory` holds.
-    float* to = block_threads() == TEAM ? own_sums() : memory;
+    if (block_threads() == TEAM) {
+      UNROLL for (int k = 0; k < K; ++k) {
+        unsigned col = (k * LANES + lane) * P;
+        if (lane >= LANES || col >= cols) continue;
+        UNROLL for (int i = 0; i < P; ++i) {
+          own_sums()[col + i] = dg[k][i];
+          own_sums()[cols + col + i] = db[k][i];
+        }
+      }
+      return;
+    }
     for (unsigned turn = 0; turn < block_threads() / TEAM; ++turn) {
       UNROLL for (int k = 0; k < K; ++k) {
         unsigned col = (k * LANES + lane) * P;
         if (turn != team || lane >= LANES || col >= cols) continue;
         UNROLL for (int i = 0; i < P; ++i) {
-          to[col + i] = dg[k][i] + (turn ? to[col + i] : 0.0f);
-          to[cols + col + i] = db[k][i] + (turn ? to[cols + col + i] : 0.0f);
+          memory[col + i] = dg[k][i] + (turn ? memory[col + i] : 0.0f);
+          memory[cols + col + i] = db[k][i] + (turn ? memory[cols + col + i] : 0.0f);
         }
       }
       barrier();
     }
-    if (to == memory)
-      for (unsigned i = thread_x(); i < 2 * cols; i += block_threads()) own_sums()[i] = memory[i];
+    for (unsigned i = thread_x(); i < 2 * cols; i += block_threads()) own_sums()[i] = memory[i];
   }
 
   DEVICE float normal_at(size_t row, unsigned c) const {

@@ -7,16 +7,16 @@
 constexpr unsigned PARTIALS_HEADER = 64;
 
 DEVICE float* partials_of(const Operands& io) {
-  return static_cast<float*>(io.workspace) + PARTIALS_HEADER;
+  return static_cast<float*>(global(io.workspace)) + PARTIALS_HEADER;
 }
 
 // Thread 0 of block 0 of the first stage says how many rows there will be.
 DEVICE void count_partials(const Operands& io, unsigned rows) {
-  *static_cast<unsigned*>(io.workspace) = rows;
+  *static_cast<unsigned*>(global(io.workspace)) = rows;
 }
 
 DEVICE unsigned partials_count(const Operands& io) {
-  return *static_cast<const unsigned*>(io.workspace);
+  return *static_cast<const unsigned*>(global(io.workspace));
 }
 
 constexpr int PARTIALS_THREADS = 256;

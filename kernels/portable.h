@@ -5,6 +5,7 @@
 // operands. It is a function template over the type T of the op's first float operand, in whose
 // type activations are stored; sums are always in f32.
 #pragma once
+#include "params.h"
 
 #if defined(ENGINE_EMULATOR)
 #include "emulator/device.h"
@@ -22,6 +23,9 @@ constexpr int WAVE = 32;
 // Blocks of 256 threads that a kernel with much in registers should leave room for on a unit. On AMD
 // shared memory is the tighter bound, and the compiler spills where it is pressed.
 constexpr int CROWD = 3;
+// Whether long code is not written out once for each of a thread's results: clang has a bound for
+// what it unrolls, beyond which arrays are no longer kept in registers.
+constexpr bool COMPACT = false;
 DEVICE unsigned thread_x() { return threadIdx.x; }
 DEVICE unsigned block_threads() { return blockDim.x; }
 DEVICE unsigned block_x() { return blockIdx.x; }
@@ -55,8 +59,14 @@ DEVICE float abs_of(float x) { return fabsf(x); }
 DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 DEVICE float min_of(float a, float b) { return fminf(a, b); }
 DEVICE double sqrt_of(double x) { return sqrt(x); }
-// x, but the compiler does not know: what is derived from it is not kept over the loop it is in.
+// x, the same in all lanes of a wave, but the compiler does not know its value: what is derived from
+// it is not kept over the loop it is in. `opaque_lane` is for numbers that differ among lanes.
 DEVICE unsigned opaque(unsigned x) { asm volatile("" : "+r"(x)); return x; }
+DEVICE unsigned opaque_lane(unsigned x) { asm volatile("" : "+r"(x)); return x; }
+// An argument of the kernel, `at` bytes from the first, once more from where the launch put it.
+template <class V> DEVICE const V& read_again(const V& argument, size_t) { return argument; }
+// An address of global memory, and known to be one.
+DEVICE void* global(void* p) { return p; }
 DEVICE unsigned multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
 DEVICE unsigned bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(unsigned bits) { return __uint_as_float(bits); }
@@ -85,6 +95,7 @@ DEVICE float f16_value(unsigned short x) {
 #define SHARED __attribute__((shared))
 constexpr int WAVE = __AMDGCN_WAVEFRONT_SIZE;
 constexpr int CROWD = 1;
+constexpr bool COMPACT = true;
 DEVICE unsigned thread_x() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE unsigned block_threads() { return __builtin_amdgcn_workgroup_size_x(); }
 DEVICE unsigned block_x() { return __builtin_amdgcn_workgroup_id_x(); }
@@ -121,7 +132,22 @@ DEVICE float abs_of(float x) { return __builtin_fabsf(x); }
 DEVICE float max_of(float a, float b) { return __builtin_fmaxf(a, b); }
 DEVICE float min_of(float a, float b) { return __builtin_fminf(a, b); }
 DEVICE double sqrt_of(double x) { return __builtin_sqrt(x); }
-DEVICE unsigned opaque(unsigned x) { asm volatile("" : "+s"(x)); return x; }
+DEVICE unsigned opaque(unsigned x) {
+  x = __builtin_amdgcn_readfirstlane(x);
+  asm volatile("" : "+s"(x));
+  return x;
+}
+DEVICE unsigned opaque_lane(unsigned x) { asm volatile("" : "+v"(x)); return x; }
+// What stands before it is issued before what follows.
+DEVICE void in_order() { __builtin_amdgcn_sched_barrier(0); }
+template <class V> DEVICE const V& read_again(const V&, size_t at) {
+  auto launch = reinterpret_cast<size_t>(__builtin_amdgcn_kernarg_segment_ptr());
+  asm volatile("" : "+s"(launch));
+  return *(const V*)(const __attribute__((address_space(4))) V*)(launch + at);
+}
+DEVICE void* global(void* p) {
+  return (void*)(__attribute__((address_space(1))) void*)reinterpret_cast<size_t>(p);
+}
 DEVICE unsigned multiply_high(unsigned a, unsigned b) {
   return unsigned((static_cast<unsigned long long>(a) * b) >> 32);
 }
@@ -144,8 +170,6 @@ DEVICE float f16_value(unsigned short x) { return (float)__builtin_bit_cast(_Flo
 #define UNROLL_BY(n) ENGINE_PRAGMA(unroll n)
 #define ENGINE_PRAGMA(words) _Pragma(#words)
 #endif
-
-#include "params.h"
 
 // --- Element types -------------------------------------------------------------------------------
 
@@ -201,10 +225,22 @@ static_assert(sizeof(Operands) == 8 * MAX_AT + 16, "as in src/backend/gpu");
 
 enum : unsigned { KIND_F32 = 0, KIND_BF16 = 1, KIND_F16 = 2, KIND_I32 = 3 };
 
-template <class T> DEVICE const T* input(const Operands& io, int i) {
-  return static_cast<const T*>(io.at[i]);
+// The arguments of a kernel once more. Where COMPACT, what was derived from them before is not kept
+// in registers for what follows: this is for long code.
+template <class Params> struct Arguments {
+  const Params& p;
+  const Operands& io;
+};
+template <class Params> DEVICE Arguments<Params> again(const Params& p, const Operands& io) {
+  return {read_again(p, 0), read_again(io, (sizeof(Params) + 7) / 8 * 8)};
 }
-template <class T> DEVICE T* output(const Operands& io, int i) { return static_cast<T*>(io.at[i]); }
+
+template <class T> DEVICE const T* input(const Operands& io, int i) {
+  return static_cast<const T*>(global(io.at[i]));
+}
+template <class T> DEVICE T* output(const Operands& io, int i) {
+  return static_cast<T*>(global(io.at[i]));
+}
 DEVICE unsigned kind_of(const Operands& io, int i) { return (io.kinds >> (2 * i)) & 3u; }
 
 // An operand whose type is known at run time only: vectors (bias, gamma), and sums.
@@ -235,7 +271,7 @@ struct Any {
     }
   }
 };
-DEVICE Any any(const Operands& io, int i) { return Any{io.at[i], kind_of(io, i)}; }
+DEVICE Any any(const Operands& io, int i) { return Any{global(io.at[i]), kind_of(io, i)}; }
 
 // Entries of a kernel for the three storage types. `body` is a function template over T.
 #define ENTRY(name, type, T, Params, threads, body)                                                \

@@ -60,10 +60,11 @@ template <class T> DEVICE void column_sums(const ColumnSums& p, const Operands& 
   SHARED float memory[THREADS * MOST];
   const T* x = input<T>(io, 0);
   Any sums = any(io, 1);
-  float* partials = grid_y() > 1 ? partials_of(io) + size_t(block_y()) * p.cols : nullptr;
-  if (partials && block_x() == 0 && block_y() == 0 && thread_x() == 0) count_partials(io, grid_y());
+  bool in_ranges = grid_y() > 1;
+  float* partials = partials_of(io) + size_t(block_y()) * p.cols;
+  if (in_ranges && block_x() == 0 && block_y() == 0 && thread_x() == 0) count_partials(io, grid_y());
   auto store = [&](unsigned col, float sum) {
-    if (partials) partials[col] = sum;
+    if (in_ranges) partials[col] = sum;
     else sums.put(col, sum, p.accumulate);
   };
   if (p.cols % PACK<T> == 0 && aligned(x)) sum_range<T, PACK<T>>(p, x, memory, store);

@@ -29,7 +29,7 @@ template <class T> struct Signal {
   bool packed, first, second;
 
   DEVICE Signal(const void* tensor, unsigned channels, unsigned channel)
-      : base(static_cast<T*>(const_cast<void*>(tensor)) + channel), channels(channels),
+      : base(static_cast<T*>(global(const_cast<void*>(tensor))) + channel), channels(channels),
         packed(channels % 2 == 0 && aligned(tensor, 2 * sizeof(T))), first(channel < channels),
         second(channel + 1 < channels) {}
 
@@ -38,35 +38,50 @@ template <class T> struct Signal {
     const T* x = base + item + size_t(from) * channels;
     size_t stride = size_t(step) * channels;
     if (packed && first) {
-      UNROLL for (int q = 0; q < R; ++q) {
+      // Multiples of the stride are kept where there is room for them.
+      const T* at = x;
+      UNROLL for (int q = 0; q < R; ++q, at += stride) {
         float two[2];
-        load_pack(two, x + q * stride);
+        load_pack(two, COMPACT ? at : x + q * stride);
         a[q] = {two[0], two[1]};
       }
       return;
     }
-    UNROLL for (int q = 0; q < R; ++q)
-      a[q] = {first ? value_of(x[q * stride]) : 0.0f, second ? value_of(x[q * stride + 1]) : 0.0f};
+    auto at = [&](const T* x) -> Complex {
+      return {first ? value_of(x[0]) : 0.0f, second ? value_of(x[1]) : 0.0f};
+    };
+    if constexpr (COMPACT) {
+      NO_UNROLL for (int q = 0; q < R; ++q, x += stride) advance(a), a[R - 1] = at(x);
+    } else {
+      UNROLL for (int q = 0; q < R; ++q) a[q] = at(x + q * stride);
+    }
   }
 
   template <int R>
   DEVICE void store(const Complex (&a)[R], size_t item, unsigned from, unsigned step, bool add) const {
     T* y = base + item + size_t(from) * channels;
     size_t stride = size_t(step) * channels;
-    UNROLL for (int q = 0; q < R; ++q) {
-      T* at = y + q * stride;
-      float two[2] = {a[q].im, a[q].re};
-      if (packed && first) {
-        if (add) {
-          float old[2];
-          load_pack(old, at);
-          two[0] += old[0], two[1] += old[1];
-        }
-        store_pack(at, two);
-      } else {
-        if (first) at[0] = rounded<T>(add ? value_of(at[0]) + two[0] : two[0]);
-        if (second) at[1] = rounded<T>(add ? value_of(at[1]) + two[1] : two[1]);
+    if constexpr (COMPACT) {
+      Complex left[R];
+      UNROLL for (int q = 0; q < R; ++q) left[q] = a[q];
+      NO_UNROLL for (int q = 0; q < R; ++q, y += stride) put(y, left[0], add), advance(left);
+    } else {
+      UNROLL for (int q = 0; q < R; ++q) put(y + q * stride, a[q], add);
+    }
+  }
+
+  DEVICE void put(T* at, Complex value, bool add) const {
+    float two[2] = {value.im, value.re};
+    if (packed && first) {
+      if (add) {
+        float old[2];
+        load_pack(old, at);
+        two[0] += old[0], two[1] += old[1];
       }
+      store_pack(at, two);
+    } else {
+      if (first) at[0] = rounded<T>(add ? value_of(at[0]) + two[0] : two[0]);
+      if (second) at[1] = rounded<T>(add ? value_of(at[1]) + two[1] : two[1]);
     }
   }
 };
@@ -88,7 +103,14 @@ struct Gains {
       load_pack(g, static_cast<const float*>(base.base) + at);
       return;
     }
-    UNROLL for (int i = 0; i < 4; ++i) g[i] = channel + i / 2 < channels ? one(at + i) : 0.0f;
+    if constexpr (COMPACT) {
+      NO_UNROLL for (unsigned i = 0; i < 4; ++i) {
+        g[0] = g[1], g[1] = g[2], g[2] = g[3];
+        g[3] = channel + i / 2 < channels ? one(at + i) : 0.0f;
+      }
+    } else {
+      UNROLL for (int i = 0; i < 4; ++i) g[i] = channel + i / 2 < channels ? one(at + i) : 0.0f;
+    }
   }
 
   // `Any` with less code: this is in every butterfly.
@@ -131,7 +153,46 @@ DEVICE Columns columns(unsigned channels, const Complex* roots) {
 
 DEVICE unsigned channel_of(const Columns& on) { return 2 * (block_x() * on.pairs + on.pair); }
 
-// Extents are made opaque once an item: strides of all radices would else be kept in registers.
+// Where a block's numbers lie in shared memory: the columns, roots of unity, places of bins; for
+// gradients also the sums of this thread's channels.
+struct Layout {
+  Columns on;
+  Complex* z;
+  const unsigned short* place;
+  float* sums;
+};
+
+// One item. Extents are made opaque here: strides of all radices would else be kept in registers.
+template <class T>
+DEVICE void spectral_item(const Spectral& p, const Operands& io, const Layout& in, unsigned item) {
+  Columns on = in.on.forgotten();
+  unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
+  Length of{n, p.passes, p.radices};
+  Column column{in.z + on.pair, opaque(on.pairs)};
+  size_t start = size_t(item) * n * channels;
+  Signal<T> x(io.at[0], channels, channel);
+  outer_pass<false>(
+      of, on, n, [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
+      [&](auto& a, unsigned first, unsigned step) { column.store(a, first, step); });
+  barrier();
+  inner_forward(of, on, false, column);
+  Arguments<Spectral> middle = again(p, io);
+  Gains gains(any(middle.io, 1), channels, channel);
+  middle_of(of, on, in.place, column,
+            [&](unsigned k, Complex& a, Complex& b, unsigned, unsigned, bool) {
+              amplify(n, k, middle.p.conjugate != 0, gains, a, b);
+            });
+  inner_inverse(of, on, column);
+  Arguments<Spectral> last = again(p, io);
+  Signal<T> y(last.io.at[2], channels, channel);
+  outer_pass<true>(
+      of, on, n, [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
+      [&](auto& a, unsigned first, unsigned step) {
+        y.store(a, start, first, step, last.p.accumulate != 0);
+      });
+  barrier();
+}
+
 template <class T> DEVICE void spectral(const Spectral& p, const Operands& io) {
   Columns on = columns(p.channels, nullptr);
   Complex* z = reinterpret_cast<Complex*>(dynamic_shared());
@@ -139,29 +200,10 @@ template <class T> DEVICE void spectral(const Spectral& p, const Operands& io) {
   unsigned short* place = reinterpret_cast<unsigned short*>(roots + p.time);
   on.roots = roots;
   prepare(Length{p.time, p.passes, p.radices}, roots, place);
-  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
-    unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
-    Length of{n, p.passes, p.radices};
-    Column column{z + on.pair, opaque(on.pairs)};
-    Signal<T> x(io.at[0], channels, channel), y(io.at[2], channels, channel);
-    Gains gains(any(io, 1), channels, channel);
-    size_t start = size_t(item) * n * channels;
-    outer_pass<false>(
-        of, on, n, [&](auto& a, unsigned first, unsigned step) { x.load(a, start, first, step); },
-        [&](auto& a, unsigned first, unsigned step) { column.store(a, first, step); });
-    barrier();
-    inner_forward(of, on, false, column);
-    middle_of(of, on, place, column,
-              [&](unsigned k, Complex& a, Complex& b, unsigned, unsigned, bool) {
-                amplify(n, k, p.conjugate != 0, gains, a, b);
-              });
-    inner_inverse(of, on, column);
-    outer_pass<true>(
-        of, on, n, [&](auto& a, unsigned first, unsigned step) { column.load(a, first, step); },
-        [&](auto& a, unsigned first, unsigned step) {
-          y.store(a, start, first, step, p.accumulate != 0);
-        });
-    barrier();
+  Layout in{on, z, place, nullptr};
+  NO_UNROLL for (unsigned item = block_y(); item < again(p, io).p.batch; item += grid_y()) {
+    Arguments<Spectral> now = again(p, io);
+    spectral_item<T>(now.p, now.io, in, item);
   }
 }
 
@@ -187,61 +229,82 @@ DEVICE void store_sums(float* to, unsigned channels, unsigned channel, unsigned 
     if (channel + i / 2 < channels) at[i] = add ? at[i] + sum[i] : sum[i];
 }
 
-// Shared memory of spectral_grad: x's column, dy's right after it (the passes run over both as over
-// one of twice the length), sums by bins, roots, places.
+// One item. x's column comes first, dy's right after it: the passes run over both as over one of twice
+// the length.
+template <class T>
+DEVICE void spectral_grad_item(const SpectralGrad& p, const Operands& io, const Layout& in,
+                               unsigned item) {
+  Columns on = in.on.forgotten();
+  unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
+  Length of{n, p.passes, p.radices};
+  Column x{in.z + on.pair, opaque(on.pairs)}, dy{x.base + n * on.pairs, x.pairs};
+  size_t start = size_t(item) * n * channels;
+  Signal<T> of_dy(io.at[0], channels, channel), of_x(io.at[1], channels, channel);
+  outer_pass<false>(
+      of, on, 2 * n,
+      [&](auto& a, unsigned first, unsigned step) {
+        if constexpr (COMPACT) {
+          Signal<T> either = of_x;
+          either.base = first < n ? of_x.base : of_dy.base;
+          either.packed = of_x.packed && of_dy.packed;
+          either.load(a, start, first < n ? first : first - n, step);
+        } else if (first < n) {
+          of_x.load(a, start, first, step);
+        } else {
+          of_dy.load(a, start, first - n, step);
+        }
+      },
+      [&](auto& a, unsigned first, unsigned step) { x.store(a, first, step); });
+  barrier();
+  inner_forward(of, on, true, x);
+  Arguments<SpectralGrad> middle = again(p, io);
+  Gains gains(any(middle.io, 2), channels, channel);
+  auto visit = [&](unsigned k, Complex& a, Complex& b, unsigned at, unsigned mirror, bool alone) {
+    bool upper = 2 * k > n;
+    if (!alone || !upper) {
+      float* to = in.sums + (upper ? n - k : k) * on.pairs * 4;
+      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (item != block_y()) load_pack(sum, to);
+      add_product(sum, Two(x.base[at * on.pairs], x.base[mirror * on.pairs]), Two(a, b), upper);
+      store_pack(to, sum);
+    }
+    if (middle.p.with_input) amplify(n, k, true, gains, a, b);
+  };
+  middle_of(of, on, in.place, dy, visit);
+  Arguments<SpectralGrad> last = again(p, io);
+  if (last.p.with_input) {
+    inner_inverse(of, on, dy);
+    Signal<T> of_dx(last.io.at[4], channels, channel);
+    outer_pass<true>(
+        of, on, n, [&](auto& a, unsigned first, unsigned step) { dy.load(a, first, step); },
+        [&](auto& a, unsigned first, unsigned step) {
+          of_dx.store(a, start, first, step, last.p.accumulate != 0);
+        });
+  }
+  barrier();
+}
+
+// Shared memory: two columns, sums by bins, roots, places.
 template <class T> DEVICE void spectral_grad(const SpectralGrad& p, const Operands& io) {
   Columns on = columns(p.channels, nullptr);
-  const unsigned bins = p.time / 2 + 1;
   Complex* memory = reinterpret_cast<Complex*>(dynamic_shared());
-  Complex* roots = memory + 2 * (p.time + bins) * on.pairs;
+  Complex* roots = memory + 2 * (p.time + p.time / 2 + 1) * on.pairs;
   on.roots = roots;
   unsigned short* place = reinterpret_cast<unsigned short*>(roots + p.time);
   float* sums = reinterpret_cast<float*>(memory + 2 * p.time * on.pairs) + 4 * on.pair;
   prepare(Length{p.time, p.passes, p.radices}, roots, place);
-  NO_UNROLL for (unsigned item = block_y(); item < p.batch; item += grid_y()) {
-    unsigned n = opaque(p.time), channels = opaque(p.channels), channel = channel_of(on);
-    Length of{n, p.passes, p.radices};
-    Column x{memory + on.pair, opaque(on.pairs)}, dy{x.base + n * on.pairs, x.pairs};
-    Signal<T> of_dy(io.at[0], channels, channel), of_x(io.at[1], channels, channel);
-    Signal<T> of_dx(p.with_input ? io.at[4] : nullptr, channels, channel);
-    Gains gains(any(io, 2), channels, channel);
-    size_t start = size_t(item) * n * channels;
-    outer_pass<false>(
-        of, on, 2 * n,
-        [&](auto& a, unsigned first, unsigned step) {
-          if (first < n) of_x.load(a, start, first, step);
-          else of_dy.load(a, start, first - n, step);
-        },
-        [&](auto& a, unsigned first, unsigned step) { x.store(a, first, step); });
-    barrier();
-    inner_forward(of, on, true, x);
-    auto visit = [&](unsigned k, Complex& a, Complex& b, unsigned at, unsigned mirror, bool alone) {
-      bool upper = 2 * k > n;
-      if (!alone || !upper) {
-        float* to = sums + (upper ? n - k : k) * on.pairs * 4;
-        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (item != block_y()) load_pack(sum, to);
-        add_product(sum, Two(x.base[at * on.pairs], x.base[mirror * on.pairs]), Two(a, b), upper);
-        store_pack(to, sum);
-      }
-      if (p.with_input) amplify(n, k, true, gains, a, b);
-    };
-    middle_of(of, on, place, dy, visit);
-    if (p.with_input) {
-      inner_inverse(of, on, dy);
-      outer_pass<true>(
-          of, on, n, [&](auto& a, unsigned first, unsigned step) { dy.load(a, first, step); },
-          [&](auto& a, unsigned first, unsigned step) {
-            of_dx.store(a, start, first, step, p.accumulate != 0);
-          });
-    }
-    barrier();
+  Layout in{on, memory, place, sums};
+  NO_UNROLL for (unsigned item = block_y(); item < again(p, io).p.batch; item += grid_y()) {
+    Arguments<SpectralGrad> now = again(p, io);
+    spectral_grad_item<T>(now.p, now.io, in, item);
   }
-  float* to = slice_sums(p, io);
+  Arguments<SpectralGrad> last = again(p, io);
+  float* to = slice_sums(last.p, last.io);
+  const unsigned bins = last.p.time / 2 + 1;
   NO_UNROLL for (unsigned bin = on.row; bin < bins; bin += on.rows) {
     float sum[4];
     load_pack(sum, sums + bin * on.pairs * 4);
-    store_sums(to, p.channels, channel_of(on), bin, sum, false);
+    store_sums(to, last.p.channels, channel_of(on), bin, sum, false);
   }
 }
 

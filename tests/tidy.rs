@@ -15,7 +15,7 @@ const UNSAFE_HOMES: [&str; 4] =
 const FOLDERS: [&str; 4] = ["src", "benches", "tests", "kernels"];
 /// Made by a program; a test compares it with what it is made from.
 const GENERATED: [&str; 1] = ["src/backend/gpu/hip/sys.rs"];
-const DEVICE_CODE: [&str; 6] = ["cu", "cuh", "h", "hpp", "c", "cpp"];
+const DEVICE_CODE: [&str; 7] = ["cu", "cuh", "hip", "h", "hpp", "c", "cpp"];
 /// Words of C before parentheses that are no function's name.
 const NO_FUNCTION: [&str; 6] = ["if", "for", "while", "switch", "catch", "return"];
 

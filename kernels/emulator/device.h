@@ -11,6 +11,7 @@
 #endif
 constexpr int WAVE = ENGINE_WAVE;
 constexpr int CROWD = 1;
+constexpr bool COMPACT = true;
 
 #define DEVICE inline
 #define GLOBAL extern "C"
@@ -83,6 +84,10 @@ inline float abs_of(float x) { return std::fabs(x); }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 inline float min_of(float a, float b) { return std::fmin(a, b); }
 inline unsigned opaque(unsigned x) { return x; }
+inline unsigned opaque_lane(unsigned x) { return x; }
+inline void in_order() {}
+template <class V> const V& read_again(const V& argument, size_t) { return argument; }
+inline void* global(void* p) { return p; }
 inline double sqrt_of(double x) { return std::sqrt(x); }
 inline unsigned multiply_high(unsigned a, unsigned b) { return unsigned((std::uint64_t(a) * b) >> 32); }
 inline unsigned bits_of(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }

@@ -86,6 +86,11 @@ impl Arch {
         CARDS.iter().map(|card| card.0)
     }
 
+    /// True for AMD's cards with waves of 32: RDNA1 and its successors.
+    pub fn is_rdna(&self) -> bool {
+        matches!(self.machine, Machine::Hip { gfx } if gfx >= 0x1010) && self.wave == 32
+    }
+
     /// True for RDNA1 (gfx101x): no matrix cores, no bf16, GPU FFT known to hang.
     pub fn is_rdna1(&self) -> bool {
         matches!(self.machine, Machine::Hip { gfx } if gfx & 0xfff0 == 0x1010)
@@ -179,8 +184,10 @@ mod tests {
     fn claimed_cards_keep_their_facts() {
         let card = Arch::claim("gfx1010").expect("in the table");
         assert!(card.is_rdna1() && !card.matrix_cores && card.wave == 32);
-        assert!(!Arch::claim("gfx1030").expect("in the table").is_rdna1());
-        assert_eq!(Arch::claim("gfx90a").expect("in the table").wave, 64);
+        let rdna2 = Arch::claim("gfx1030").expect("in the table");
+        assert!(card.is_rdna() && rdna2.is_rdna() && !rdna2.is_rdna1());
+        let cdna = Arch::claim("gfx90a").expect("in the table");
+        assert!(cdna.wave == 64 && !cdna.is_rdna());
         assert!(Arch::claim("sm_10").is_none());
     }
 }

@@ -95,10 +95,19 @@ impl Gemm {
         let dtype = kernel.trim_start_matches("gemm_");
         let halves = matches!(dtype, "bf16" | "f16");
         let on_matrix_units = matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && halves;
-        match self.layout().filter(|_| on_matrix_units) {
-            Some(layout) => self.tiled(arch, &format!("gemm_{layout}"), dtype),
-            None => self.plain_tiles(arch, dtype),
+        // Of these kernels the tn ones alone sum the rows of A.
+        let on_rdna = arch.is_rdna() && (self.flags & SUMS == 0 || self.layout() == Some("tn"));
+        match self.layout() {
+            Some(layout) if on_matrix_units => self.tiled(arch, &format!("gemm_{layout}"), dtype),
+            Some(layout) if on_rdna => self.on_rdna(arch, layout, dtype),
+            _ => self.plain_tiles(arch, dtype),
         }
+    }
+
+    /// Blocks of two waves, 64 x 64 elements each (`kernels/hip/gemm.hip`).
+    fn on_rdna(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
+        let blocks = self.m.div_ceil(64) * self.n.div_ceil(64);
+        self.split(arch, &format!("gemm_{layout}_rdna_{dtype}"), blocks, 64, dtype).with(0)
     }
 
     /// Which way round the operands lie, in the words of the matrix kernels.
