@@ -292,12 +292,13 @@ DEVICE Any any(const Operands& io, int i) { return Any{global(io.at[i]), kind_of
 #endif
 
 // The first thing every kernel does. From sm_90 on a kernel may be launched while the one before it
-// still runs (programmatic dependent launch): it lets its own successor come as early, and waits
-// here until its predecessor is done and its results can be seen.
+// still runs (programmatic dependent launch): it waits here until its predecessor is done and its
+// results can be seen, and lets its own successor come only then. Let through before it waits, kernels
+// pile up on the card: a step of 250 small ones took 1.01 ms instead of 0.89 on an H200.
 DEVICE void after_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 

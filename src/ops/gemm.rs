@@ -120,7 +120,7 @@ impl Gemm {
         }
     }
 
-    /// Tiles of 128 x 128 where they fill the card, else of 64 x 64.
+    /// Tiles of 128 x 128 where they fill the card, else of 64 x 64, of 64 x 32 where those are few.
     fn tiled(&self, arch: &Arch, kernel: &str, dtype: &str) -> Plan {
         let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
         let long = self.k >= LONG_K && self.batch == 1;
@@ -133,9 +133,13 @@ impl Gemm {
         }
         let (tile, threads, shared) = match wide && (tiles(128) >= arch.units || long) {
             true => (128, 256, 73_728),
-            false => (64, 128, 32_768),
+            false if tiles(64) >= 2 * arch.units || long => (64, 128, 32_768),
+            false => (32, 128, 49_152),
         };
-        let blocks = tiles(tile) / self.batch;
+        let blocks = match tile {
+            32 => self.m.div_ceil(64) * self.n.div_ceil(32),
+            _ => tiles(tile) / self.batch,
+        };
         self.split(arch, &format!("{kernel}_{tile}_{dtype}"), blocks, threads, dtype).with(shared)
     }
 

@@ -116,7 +116,7 @@ fn windows(table: &mut Table) {
                 start: (i * 13) as u32,
                 shift: (i * 29 % time) as u32,
                 reversed: i % 3 == 1,
-                factor: 0.5 - i as f32,
+                factor: (0.5 - i as f32) / 4096.0,
                 mask: if i == 3 { (11, 40) } else { (0, 0) },
             };
             let row = |c: usize| (c != 7 || i == 0).then_some(((c * 5 + i) % stored[block]) as u32);
