@@ -85,7 +85,7 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     let drawn = ["augment.gaussian_noise=0.5", "augment.time_shift=0.5", "augment.mixup=0.5"];
     let workers = |n: &str| {
         let count = format!("train.workers={n}");
-        checkpoints(&run(&format!("workers-{n}"), &[&drawn[..], &[&count]].concat()))
+        checkpoints(&run(&format!("workers-{n}"), &[&drawn[..], &[count.as_str()]].concat()))
     };
     let one = workers("1");
     assert!(one == workers("2") && one == workers("3") && one == workers("64"), "loader threads");
@@ -165,7 +165,7 @@ fn every_kind_of_training_ends() {
     let mut tested = BTreeSet::new();
     for fold in 1..=3 {
         let name = best(fold);
-        let more = ["evaluate", "folds", "--checkpoint", &name, "--json"];
+        let more = ["evaluate", "folds", "--checkpoint", name.as_str(), "--json"];
         let output = bench.engine(&more).output().expect("started");
         assert!(output.status.success(), "{}", said(&output));
         assert!(said(&output).contains("\"subjects\":6"), "{}", said(&output));
