@@ -10,11 +10,12 @@
 //! - [`backend`]: machines: memory, queues, the CPU reference, the null device
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
-//! - [`cli`]: the commands of the program `engine` and their output
+//! - [`console`]: what the user sees of a command; [`cli`]: the commands of the program `engine`
 
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod data;
 mod dtype;
 mod error;

@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Bench, bytes, said};
+use common::{Bench, as_brainvision, as_edf, bytes, said};
 
 /// Status 2, no panic, and all of `parts` on stderr.
 fn refused(mut command: Command, parts: &[&str]) -> String {
@@ -82,32 +82,95 @@ fn folders_that_cannot_be_written() {
     assert!(filled.join("report.html").exists());
 }
 
-/// One recording of ten is spoilt; all others are good.
-fn spoilt(spoil: impl Fn(&Path), reason: &str) {
-    let bench = Bench::new(10);
-    let path = bench.recordings()[4].clone();
-    spoil(&path);
-    let text = train_all(&bench, "run", &[]);
+/// One recording of ten is spoilt, by a function that gives the path it then has; all others are
+/// good. It is left out aloud, listed and counted, and the run is a good one. Alone, it is an error
+/// where it `cannot_be_read`.
+fn spoilt(bench: &Bench, spoil: impl Fn(&Path) -> PathBuf, reason: &str, cannot_be_read: bool) {
+    let path = spoil(&bench.recordings()[4]);
+    let text = train_all(bench, "run", &[]);
     let name = path.file_name().expect("a name").to_string_lossy().to_string();
-    assert!(text.contains(&name), "{text}");
-    assert!(text.contains("skipped") && text.contains(reason), "{text}");
+    let line = text.lines().find(|line| line.contains("skipped") && line.contains(&name));
+    let line = line.unwrap_or_else(|| panic!("{name} is not named: {text}"));
+    assert!(line.contains(reason), "no {reason:?} in {line}");
+    assert!(text.contains("9 recordings (1 skipped)"), "{text}");
     let page = String::from_utf8(bytes(bench.path("run/report.html"))).expect("UTF-8");
     assert!(page.contains(&name), "the report lists it");
+    assert!(!text.contains("NaN"), "{text}");
+    if cannot_be_read {
+        let alone = bench.engine(&["data", "info", &path.display().to_string()]);
+        refused(alone, &[&name, reason, "remedy: "]);
+    }
 }
 
-fn header(path: &Path, at: usize, field: &str) {
-    let mut all = bytes(path);
-    all[at..at + field.len()].copy_from_slice(field.as_bytes());
-    std::fs::write(path, all).expect("written");
+/// Changes a file where it lies.
+fn changed(change: impl Fn(&mut Vec<u8>)) -> impl Fn(&Path) -> PathBuf {
+    move |path| {
+        let mut all = bytes(path);
+        change(&mut all);
+        std::fs::write(path, all).expect("written");
+        path.to_path_buf()
+    }
+}
+
+fn field(at: usize, text: &str) -> impl Fn(&mut Vec<u8>) {
+    move |all| all[at..at + text.len()].copy_from_slice(text.as_bytes())
 }
 
 #[test]
-fn a_spoilt_recording_is_skipped_with_its_reason() {
-    spoilt(|path| std::fs::write(path, &bytes(path)[..700]).expect("cut"), "");
-    spoilt(|path| header(path, 252, "0   "), "");
-    spoilt(|path| header(path, 184, "99999   "), "");
-    spoilt(|path| std::fs::write(path, "").expect("emptied"), "");
-    spoilt(flatten, "");
+fn a_damaged_header_or_a_truncated_file_is_skipped_with_its_reason() {
+    let cut = |share: f64| {
+        changed(move |all| {
+            let length = (all.len() as f64 * share) as usize;
+            all.truncate(length);
+        })
+    };
+    spoilt(&Bench::new(10), changed(|all| all.truncate(700)), "header", true);
+    spoilt(&Bench::new(10), changed(Vec::clear), "empty", true);
+    spoilt(&Bench::new(10), changed(field(252, "0   ")), "signals", true);
+    spoilt(&Bench::new(10), changed(field(184, "99999   ")), "99999", true);
+    spoilt(&Bench::new(10), changed(field(236, "900     ")), "900", true);
+    spoilt(&Bench::new(10), |path| cut(0.6)(&as_edf(path, 19)), "cut short", true);
+    spoilt(&Bench::new(10), |path| cut(0.6)(path), "cut short", true);
+}
+
+#[test]
+fn a_recording_without_a_usable_signal_is_skipped_with_its_reason() {
+    let flat = |path: &Path| {
+        flatten(path);
+        path.to_path_buf()
+    };
+    spoilt(&Bench::new(10), flat, "channels are bad", false);
+    let all_nan = |path: &Path| {
+        as_brainvision(path, |rows| rows.iter_mut().for_each(|row| row.fill(f32::NAN)))
+    };
+    spoilt(&Bench::new(10), all_nan, "not finite", false);
+    spoilt(&Bench::with_channels(10, 129), |path| as_edf(path, 6), "lacks", false);
+}
+
+/// A few numbers that are none: their channel is repaired and said to be bad, the recording stays.
+#[test]
+fn a_channel_with_numbers_that_are_none_is_repaired() {
+    let bench = Bench::new(10);
+    let path = as_brainvision(&bench.recordings()[4], |rows| {
+        rows[3][100..400].fill(f32::NAN);
+        rows[7][5] = f32::INFINITY;
+    });
+    let text = train_all(&bench, "run", &[]);
+    assert!(text.contains("10 recordings,") && !text.contains("skipped"), "{text}");
+    let metrics = String::from_utf8(bytes(bench.path("run/metrics.jsonl"))).expect("UTF-8");
+    assert!(metrics.lines().count() > 3 && !metrics.contains("null"), "{metrics}");
+    let info = bench.engine(&["data", "info", &path.display().to_string()]);
+    let info = said(&{ info }.output().expect("started"));
+    assert!(info.contains("301 samples are not finite"), "{info}");
+}
+
+#[test]
+fn nothing_but_numbers_that_are_none_is_an_error() {
+    let bench = Bench::new(10);
+    for path in bench.recordings() {
+        as_brainvision(&path, |rows| rows.iter_mut().for_each(|row| row.fill(f32::NAN)));
+    }
+    train_refused(&bench, &[], &["none of 10 recordings", "not finite", "_eeg.vhdr"]);
 }
 
 /// Sets every sample to the same number.
@@ -135,7 +198,43 @@ fn one_subject_cannot_be_split() {
         let subject = path.parent().and_then(Path::parent).expect("a folder");
         std::fs::remove_dir_all(subject).expect("removed");
     }
-    train_refused(&bench, &[], &["--target"]);
+    train_refused(&bench, &[], &["--target age", "one class only", "read more subjects"]);
+    train_refused(&bench, &["--target", "sex"], &["--target sex", "one class only"]);
+}
+
+/// Mounts a small disk on a folder, or makes it one that nobody can write to; false where this user
+/// cannot mount.
+fn read_only(dir: &Path, yes: bool) -> bool {
+    let options = if yes { "remount,ro" } else { "size=64m" };
+    let args = ["-t", "tmpfs", "-o", options, "none", &dir.display().to_string()];
+    Command::new("mount").args(args).output().is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn a_run_folder_that_became_read_only_loses_nothing() {
+    let bench = Bench::new(10);
+    let disk = bench.path("disk");
+    std::fs::create_dir(&disk).expect("made");
+    if !read_only(&disk, false) {
+        return eprintln!("skipped: this user cannot mount");
+    }
+    let result = std::panic::catch_unwind(|| {
+        let quick = ["--max-steps", "3", "--batch", "4"];
+        let run = bench.trained("disk/run", &quick);
+        let files = ["checkpoints/last.safetensors", "metrics.jsonl", "results.json"];
+        let before = files.map(|file| bytes(run.join(file)));
+        assert!(read_only(&disk, true), "remounted");
+        refused(bench.train("disk/other", &[]), &["disk/other", "remedy: "]);
+        refused(bench.engine(&["train", "--resume", "disk/run"]), &["disk/run", "remedy: "]);
+        assert!(files.map(|file| bytes(run.join(file))) == before);
+        // What reads only, works.
+        let output = bench.engine(&["predict", "disk/run", "--data", "data"]).output();
+        assert!(output.expect("started").status.success());
+    });
+    Command::new("umount").arg(&disk).status().expect("umount is there");
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 fn damaged(good: &Path, to: &Path, damage: impl Fn(&mut Vec<u8>)) {
@@ -185,6 +284,11 @@ fn damaged_and_foreign_checkpoints() {
         refused(resume, &["last.safetensors", "remedy"]);
         std::fs::write(&last, &kept).expect("mended");
     }
+    // A run whose last state is another model's.
+    std::fs::copy(shallow.join("checkpoints/last.safetensors"), &last).expect("copied");
+    let resume = bench.engine(&["train", "--resume", "run"]);
+    refused(resume, &["last.safetensors", "remedy"]);
+    std::fs::write(&last, &kept).expect("mended");
     let output = bench.engine(&["train", "--resume", "run"]).output().expect("started");
     assert!(output.status.success(), "{}", said(&output));
 }

@@ -81,6 +81,14 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     assert!(first == checkpoints(&run("again", &["--threads", "1"])), "the same command");
     assert!(first == checkpoints(&run("two", &["--threads", "2"])), "two threads");
     assert!(first != checkpoints(&run("seed", &["--seed", "2"])), "another seed");
+    // Batches that differ if a thread takes another's, with what is drawn for a window and a batch.
+    let drawn = ["augment.gaussian_noise=0.5", "augment.time_shift=0.5", "augment.mixup=0.5"];
+    let workers = |n: &str| {
+        let count = format!("train.workers={n}");
+        checkpoints(&run(&format!("workers-{n}"), &[&drawn[..], &[count.as_str()]].concat()))
+    };
+    let one = workers("1");
+    assert!(one == workers("2") && one == workers("3") && one == workers("64"), "loader threads");
     let recomputed = checkpoints(&run("recomputed", &["train.recompute=layers"]));
     let weights = |all: &[u8]| {
         let file = safetensors::SafeTensors::deserialize(all).expect("whole");
@@ -152,6 +160,27 @@ fn every_kind_of_training_ends() {
     let run = |name: &str, more: &[&str]| bench.trained(name, &[QUICK, more].concat());
     let folds = run("folds", &["--folds", "3"]);
     assert_eq!(text(folds.join("predictions/subjects.csv")).lines().count(), 1 + 18);
+    // A fold's model is scored again on the subjects that its fold tested.
+    let best = |fold: usize| format!("folds/fold-{fold}/checkpoints/best.safetensors");
+    let mut tested = BTreeSet::new();
+    for fold in 1..=3 {
+        let name = best(fold);
+        let more = ["evaluate", "folds", "--checkpoint", name.as_str(), "--json"];
+        let output = bench.engine(&more).output().expect("started");
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains("\"subjects\":6"), "{}", said(&output));
+        tested.insert(text(folds.join(format!("fold-{fold}/split.json"))));
+    }
+    assert_eq!(tested.len(), 3);
+    std::fs::copy(bench.path(&best(1)), bench.path("moved.safetensors")).expect("copied");
+    let more = ["evaluate", "folds", "--checkpoint", "moved.safetensors"];
+    let output = bench.engine(&more).output().expect("started");
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(
+        said(&output).contains("remedy: name a checkpoint inside its run"),
+        "{}",
+        said(&output)
+    );
     let classes = run("classes", &["--target", "third"]);
     let table = text(classes.join("predictions/subjects.csv"));
     assert!(table.starts_with("subject,windows,third,predicted,p(a),p(b),p(c)"), "{table}");

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::columns::{Column, Kind};
-use super::console::{Console, Mode, time};
 use super::{recording_info, text};
+use crate::console::{Console, Mode, time};
 use crate::data::bids::{Dataset, Entry, Skipped};
 use crate::data::{ChannelKind, Recording, format};
 use crate::train::signal;

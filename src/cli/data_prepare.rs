@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::args::PrepareArgs;
-use super::console::Console;
+use crate::console::Console;
 use crate::train::{dataset, signal};
 use crate::{Result, config};
 

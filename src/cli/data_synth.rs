@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::SynthArgs;
-use super::console::{Console, time};
 use super::text;
+use crate::console::{Console, time};
 use crate::data::synth::{self, Settings};
 use crate::train::signal;
 use crate::{Error, Result};

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::args::DevicesArgs;
-use super::console::Console;
 use super::data_info::{row, section};
 use super::text;
 use crate::backend::cpu::Cpu;
@@ -17,6 +16,7 @@ use crate::config::{
     Assignment, DeviceName, DeviceSettings, ModelName, PROFILES, Profile, Recompute, Settings,
     resolve,
 };
+use crate::console::Console;
 use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
 use crate::ops::loss::Pointwise;
 use crate::optim::Rule;

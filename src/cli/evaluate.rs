@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::args::{EvaluateArgs, PredictArgs, Split as Part};
-use super::console::Console;
 use super::train::device;
 use crate::config::{self, Assignment, Settings};
+use crate::console::Console;
 use crate::data::window::Window;
 use crate::data::{Recording, montage, prepare, preprocess};
 use crate::train::dataset::{self, Dataset};
@@ -84,7 +84,7 @@ pub fn run(args: &EvaluateArgs, console: &Console) -> Result<()> {
     let data = dataset::open(&settings, console, signal::stop_flag())?;
     results::check_windows(&about, &data, &path)?;
     check_task(&about, &data.target, &path)?;
-    let (windows, training) = parts(args, &paths, &data)?;
+    let (windows, training) = parts(args, &paths, &path, &data)?;
     let mut collected = Collected::default();
     collected.add(&step, &about, &data, &windows)?;
     let reference = if training.is_empty() { &windows } else { &training };
@@ -111,6 +111,7 @@ fn check_task(about: &About, target: &Target, path: &Path) -> Result<()> {
 fn parts(
     args: &EvaluateArgs,
     paths: &RunPaths,
+    checkpoint: &Path,
     data: &Dataset,
 ) -> Result<(Vec<Window>, Vec<Window>)> {
     if args.split == Part::All {
@@ -120,7 +121,15 @@ fn parts(
         let problem = "the run's split is of its own data";
         return Err(Error::input("--split", problem, "give --split all with --data"));
     }
-    let path = paths.root().join("split.json");
+    // A fold's model has the split of its fold, whose folder it lies in.
+    let folder = checkpoint.parent().and_then(Path::parent).map(RunPaths::new);
+    let path = folder.map(|folder| folder.split()).filter(|path| path.exists());
+    let path = path.unwrap_or_else(|| paths.split());
+    if !path.exists() {
+        let problem = "is not there: the checkpoint does not say which subjects it was tested on";
+        let remedy = "name a checkpoint inside its run's folder, or use --split all";
+        return Err(Error::input(path.display(), problem, remedy));
+    }
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
     let lists: serde_json::Value = serde_json::from_str(&text)
         .map_err(|error| Error::input(path.display(), error, "train again, or use --split all"))?;

@@ -3,12 +3,11 @@
 //! # Layout
 //! [`args`] the commands and their flags, which become the top layer of settings -> one file per
 //! command: [`train`], [`evaluate`] (and predict), [`data_info`] (with [`columns`] and
-//! [`recording_info`]), [`data_prepare`], [`data_synth`], [`devices`] ->
-//! [`console`] what the user sees of it, [`text`] numbers and tables in words.
+//! [`recording_info`]), [`data_prepare`], [`data_synth`], [`devices`] -> [`text`] numbers and tables
+//! in words.
 
 pub mod args;
 pub mod columns;
-pub mod console;
 pub mod data_info;
 pub mod data_prepare;
 pub mod data_synth;
@@ -21,9 +20,9 @@ pub mod train;
 use std::process::ExitCode;
 
 use crate::Result;
+use crate::console::Console;
 use crate::train::signal;
 use args::{Cli, Command, DataCommand, OutputArgs};
-use console::Console;
 
 /// Runs one command; its errors go to the console. Exits with 0, [`crate::Error::exit_code`], or
 /// [`signal::EXIT_INTERRUPTED`] after an orderly stop that the user asked for.

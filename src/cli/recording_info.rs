@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::console::{Console, time};
 use super::data_info::{row, section};
 use super::text;
 use crate::Result;
+use crate::console::{Console, time};
 use crate::data::bids::Dataset;
 use crate::data::{Channel, ChannelKind, Recording};
 

@@ -6,9 +6,9 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::TrainArgs;
-use super::console::{self, Console};
 use crate::backend::Backend;
 use crate::config::{self, Resolved, Settings};
+use crate::console::{self, Console};
 use crate::data::split::{Part, Split, Strata, by_fractions, k_fold};
 use crate::data::window::Window;
 use crate::metrics::Scores;
@@ -147,6 +147,10 @@ impl Session<'_> {
             let several = splits.len() > 1;
             let paths = if several { self.paths.fold(i + 1) } else { self.paths.clone() };
             paths.make()?;
+            let lists = json!({
+                "train": split.train, "validation": split.validation, "test": split.test
+            });
+            results::write_text(&paths.split(), &lists.to_string())?;
             let label = match several {
                 true => format!("fold {} of {}", i + 1, splits.len()),
                 false => "training".to_string(),
@@ -198,12 +202,6 @@ impl Session<'_> {
             self.console.say(&format!("{proof}"));
         }
         results::write_text(&self.paths.root().join("split.txt"), &proofs)?;
-        if let [split] = splits {
-            let lists = json!({
-                "train": split.train, "validation": split.validation, "test": split.test
-            });
-            results::write_text(&self.paths.root().join("split.json"), &lists.to_string())?;
-        }
         Ok(proofs)
     }
 
@@ -331,7 +329,10 @@ impl Session<'_> {
         let s = self.settings();
         let cache = &data.prepared.cache;
         let pair = |name: &str, value: String| (name.to_string(), value);
+        let folder = self.paths.root().file_name().unwrap_or(self.paths.root().as_os_str());
+        let name = s.run.name.clone().unwrap_or_else(|| folder.to_string_lossy().into_owned());
         vec![
+            pair("Run", name),
             pair("Model", s.model.name.to_string()),
             pair("Parameters", fit.step().params().count().to_string()),
             pair("Data", data.prepared.name.clone()),
@@ -363,6 +364,9 @@ impl Session<'_> {
         self.console.say(&window_scores.table());
         let aurocs: Vec<f64> = folds.iter().filter_map(|(_, part)| part.window_auroc).collect();
         if folds.len() > 1 {
+            let last = folds.len();
+            let text = "the curves are those of fold 1, what the model uses is that of fold";
+            report.notes.push(format!("{text} {last}; scores and predictions are of all folds"));
             if aurocs.len() == folds.len() {
                 let mean = aurocs.iter().sum::<f64>() / aurocs.len() as f64;
                 let all: Vec<String> = aurocs.iter().map(|a| format!("{a:.3}")).collect();

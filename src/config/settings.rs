@@ -229,7 +229,7 @@ pub struct TrainSettings {
     /// None ("off"): everything trains from the start.
     #[serde(with = "off")]
     pub unfreeze: Option<u64>,
-    /// Threads that prepare batches.
+    /// Threads that fill batches ahead of the step.
     pub workers: usize,
     /// Threads that compute on the CPU. None ("auto"): all cores.
     #[serde(with = "auto")]

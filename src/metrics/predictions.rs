@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels and model outputs of `samples` windows, recordings or subjects. Every number is finite,
 /// every class index and probability is in range: the constructors check it.
@@ -145,6 +145,17 @@ impl Predictions {
         distinct.dedup();
         let compact = self.subject.iter().map(|s| distinct.partition_point(|d| d < s)).collect();
         (compact, distinct.len())
+    }
+
+    /// Number of subjects with samples of the class that fewest have, among those that come up;
+    /// `None` for a regression.
+    pub(super) fn fewest_of_class(&self) -> Option<usize> {
+        let Outputs::Classification { truth, .. } = &self.outputs else { return None };
+        let mut members: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for (&class, &subject) in truth.iter().zip(&self.subject) {
+            members.entry(class).or_default().insert(subject);
+        }
+        members.values().map(BTreeSet::len).min()
     }
 
     /// One prediction per subject, by ascending subject: the mean of its windows' values, or of

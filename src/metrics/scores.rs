@@ -103,6 +103,8 @@ pub enum Verdict {
     DoesNotBeat,
     /// The whole interval is below zero.
     Worse,
+    /// There are too few subjects for the interval to mean what it says.
+    TooFew,
     /// There is no interval.
     Unknown,
 }
@@ -124,6 +126,9 @@ pub struct Score {
     pub improvement: Option<f64>,
     /// Interval of the improvement, model and baseline scored on the same resamples.
     pub improvement_interval: Option<Interval>,
+    /// Too few subjects, or too few of a class, for a verdict.
+    #[serde(default)]
+    pub too_few: bool,
 }
 
 impl Score {
@@ -131,6 +136,7 @@ impl Score {
     pub fn verdict(&self) -> Verdict {
         match self.improvement_interval {
             None => Verdict::Unknown,
+            Some(_) if self.too_few => Verdict::TooFew,
             Some(Interval { low, .. }) if low > 0.0 => Verdict::Beats,
             Some(Interval { high, .. }) if high < 0.0 => Verdict::Worse,
             Some(_) => Verdict::DoesNotBeat,
@@ -149,6 +155,7 @@ impl Score {
             (Verdict::Beats, false) => return format!("beats the {baseline}"),
             (Verdict::DoesNotBeat, false) => return format!("does not beat the {baseline}"),
             (Verdict::Worse, false) => return format!("worse than the {baseline}"),
+            (Verdict::TooFew, _) => "too few subjects to tell",
             (Verdict::Unknown, _) => "no interval: too few subjects, or too few of a class",
         };
         text.to_string()
@@ -177,6 +184,9 @@ pub struct Scores {
     pub samples: usize,
     /// Number of subjects they come from: what the bootstrap draws.
     pub subjects: usize,
+    /// Number of subjects of the rarest class; None for a regression.
+    #[serde(default)]
+    pub fewest_of_class: Option<usize>,
     /// How the intervals were made.
     pub bootstrap: Bootstrap,
     /// What the scores are held against.
@@ -205,23 +215,31 @@ pub fn score(
     let resamples = bootstrap.map(predictions, |w| (model.values(w), reference.values(w)));
     let ones = vec![1.0; predictions.len()];
     let (values, baselines) = (model.values(&ones), reference.values(&ones));
+    let (_, subjects) = predictions.compact_subjects();
+    let fewest_of_class = predictions.fewest_of_class();
+    let too_few = subjects < TOO_FEW_SUBJECTS || fewest_of_class.is_some_and(|n| n < TOO_FEW);
+    // Where all of a few resamples agree, that is their number, not certainty.
+    let honest = |i: Option<Interval>| i.filter(|i| !too_few || i.low < i.high);
     let scores = model.metrics().iter().enumerate().map(|(m, &metric)| {
         let pairs = || resamples.iter().map(|(model, reference)| (model[m], reference[m]));
         Score {
             metric,
             value: values[m],
-            interval: bootstrap.interval(pairs().map(|(value, _)| value)),
+            interval: honest(bootstrap.interval(pairs().map(|(value, _)| value))),
             baseline: baselines[m],
             improvement: improvement(metric, values[m], baselines[m]),
-            improvement_interval: bootstrap
-                .interval(pairs().map(|(value, reference)| improvement(metric, value, reference))),
+            improvement_interval: honest(
+                bootstrap.interval(pairs().map(|(value, base)| improvement(metric, value, base))),
+            ),
+            too_few,
         }
     });
     Ok(Scores {
         task: task.clone(),
         level,
         samples: predictions.len(),
-        subjects: predictions.compact_subjects().1,
+        subjects,
+        fewest_of_class,
         bootstrap: *bootstrap,
         baseline: baseline.clone(),
         scores: scores.collect(),
@@ -357,11 +375,19 @@ impl Scores {
 
     /// What the reader must be told before trusting the intervals.
     pub fn caution(&self) -> Option<String> {
-        (self.subjects < FEW_SUBJECTS).then(|| {
+        let n = self.subjects;
+        let class = self.fewest_of_class.filter(|&n| n < TOO_FEW);
+        let rare = class.map_or(String::new(), |n| format!(", {n} of the rarest class,"));
+        if n < TOO_FEW_SUBJECTS || class.is_some() {
+            return Some(format!(
+                "{n} subjects{rare} are too few: scores and intervals say little. A \
+                 cross-validation (--folds) scores every subject."
+            ));
+        }
+        (n < FEW_SUBJECTS).then(|| {
             format!(
-                "{} subjects are few: percentile intervals of fewer than {FEW_SUBJECTS} are too \
-                 narrow.",
-                self.subjects
+                "{n} subjects are few: percentile intervals of fewer than {FEW_SUBJECTS} are too \
+                 narrow."
             )
         })
     }
@@ -429,3 +455,8 @@ pub(crate) fn fixed(value: f64, decimals: usize) -> String {
 
 /// Below this many subjects the percentile interval's coverage is visibly short of its name.
 const FEW_SUBJECTS: usize = 20;
+/// Below this many subjects it is too short for a verdict.
+const TOO_FEW_SUBJECTS: usize = 10;
+/// As [`TOO_FEW_SUBJECTS`], of one class: n subjects can be drawn in binomial(2n - 1, n) different
+/// ways, which is 3 for two of them and 126 for five.
+const TOO_FEW: usize = 5;

@@ -277,7 +277,7 @@ fn degenerate_input_has_no_score_and_prints_no_nan() {
         assert_eq!(scores.get(metric).unwrap().value, None, "{metric:?}");
     }
     assert!(!scores.table().contains("NaN") && scores.table().contains("undefined: needs"));
-    assert!(scores.table().contains("too narrow"));
+    assert!(scores.table().contains("9 subjects are too few"), "{}", scores.table());
 
     let rows = (0..9).flat_map(|i| [1.0 - i as f64 / 10.0, i as f64 / 10.0]).collect::<Vec<_>>();
     for class in [0, 1] {
@@ -313,15 +313,25 @@ fn a_handful_of_subjects_of_two_classes_has_intervals() {
     };
     let right = score_of(&truth, &[0.1, 0.9, 0.3, 0.2, 0.7, 0.4]);
     let mixed = score_of(&truth, &[0.6, 0.9, 0.3, 0.8, 0.2, 0.4]);
-    for (scores, verdict) in [(&right, Verdict::Beats), (&mixed, Verdict::DoesNotBeat)] {
-        for metric in [Metric::BalancedAccuracy, Metric::Auroc] {
-            let score = scores.get(metric).unwrap();
-            assert_eq!(score.verdict(), verdict, "{metric:?}");
-            let interval = score.interval.unwrap();
-            assert!(interval.low <= score.value.unwrap() && score.value.unwrap() <= interval.high);
-        }
-        assert!(scores.caution().is_some() && scores.method().contains("class by class"));
+    for metric in [Metric::BalancedAccuracy, Metric::Auroc] {
+        let score = mixed.get(metric).unwrap();
+        assert_eq!(score.verdict(), Verdict::TooFew, "{metric:?}");
+        let interval = score.interval.unwrap();
+        assert!(interval.low <= score.value.unwrap() && score.value.unwrap() <= interval.high);
+        // All right by chance in one of fifteen orders: that all resamples agree proves nothing.
+        let score = right.get(metric).unwrap();
+        assert_eq!((score.value, score.interval), (Some(1.0), None), "{metric:?}");
+        assert_eq!(score.verdict(), Verdict::Unknown);
     }
+    assert!(mixed.method().contains("class by class"));
+    assert!(mixed.headline().ends_with("too few subjects to tell."), "{}", mixed.headline());
+    let caution = mixed.caution().unwrap();
+    assert!(caution.starts_with("6 subjects, 2 of the rarest class, are too few"), "{caution}");
+    // Ten of them, five of each class, are few enough to be warned of, not to be refused.
+    let truth: Vec<usize> = (0..10).map(|i| i % 2).collect();
+    let ten = score_of(&truth, &[0.1, 0.9, 0.3, 0.8, 0.2, 0.9, 0.1, 0.7, 0.2, 0.6]);
+    assert_eq!(ten.primary().unwrap().verdict(), Verdict::Beats);
+    assert!(ten.caution().unwrap().contains("too narrow"));
     // Every resample holds two of the one and four of the other class, so that no share of right
     // answers but those of halves and quarters can occur.
     let interval = mixed.get(Metric::BalancedAccuracy).unwrap().interval.unwrap();

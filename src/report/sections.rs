@@ -113,7 +113,7 @@ fn verdict_class(score: &Score) -> &'static str {
         Verdict::Beats => "beats",
         Verdict::DoesNotBeat => "even",
         Verdict::Worse => "worse",
-        Verdict::Unknown => "unknown",
+        Verdict::TooFew | Verdict::Unknown => "unknown",
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use crate::cli::console::Console;
 use crate::config::{self, DataSettings, Notch, Settings};
+use crate::console::Console;
 use crate::data::bids;
 use crate::data::cache::{Cache, CachedRecording};
 use crate::data::montage;
@@ -283,8 +283,12 @@ fn summarise(
     console: &Console,
 ) {
     let cache = &prepared.cache;
+    let skipped = match prepared.skipped.len() {
+        0 => String::new(),
+        n => format!(" ({n} skipped)"),
+    };
     console.say(&format!(
-        "{}: {} recordings, {} windows of {} channels x {length} samples at {} Hz, target {}",
+        "{}: {} recordings{skipped}, {} windows of {} channels x {length} samples at {} Hz, target {}",
         prepared.name,
         cache.recordings().len(),
         windows.len(),

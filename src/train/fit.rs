@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
+use super::loader::{Batch, Loader, Source};
 use super::loss_scale::LossScale;
 use super::recipe::{EVAL_BATCH, step_spec};
 use super::resident::{Augmented, Resident};
@@ -18,8 +19,8 @@ use super::state::{About, Loaded, Progress, save_model, save_run};
 use super::step::{Results, Step};
 use super::target::Standard;
 use crate::backend::Backend;
-use crate::cli::console::Console;
 use crate::config::Settings;
+use crate::console::{Console, Progress as Progressing};
 use crate::data::augment::{self, Augment};
 use crate::data::montage;
 use crate::data::sampler::{Balance, Sampler};
@@ -38,13 +39,12 @@ pub struct Fit<'a> {
     console: &'a Console,
     paths: RunPaths,
     label: String,
-    train: Vec<Window>,
+    source: Source<'a>,
     validation: Vec<Window>,
     about: About,
     step: Step,
     sampler: Sampler,
     schedule: Schedule,
-    augment: Augment,
     /// The recordings on the card, where they fit and batches can be made there.
     resident: Option<Resident>,
 }
@@ -132,6 +132,15 @@ impl<'a> Fit<'a> {
             }
             false => None,
         };
+        let source = Source {
+            data,
+            windows: train,
+            augment,
+            on_card: resident.is_some(),
+            standard,
+            smoothing: t.label_smoothing,
+            seed: t.seed,
+        };
         let schedule = Schedule::from_settings(t, total)?;
         Ok(Self {
             settings,
@@ -139,13 +148,12 @@ impl<'a> Fit<'a> {
             console,
             paths,
             label,
-            train,
+            source,
             validation,
             about,
             step,
             sampler,
             schedule,
-            augment,
             resident,
         })
     }
@@ -206,46 +214,63 @@ impl<'a> Fit<'a> {
         if progress.finished {
             return Ok(Ended::Finished);
         }
-        let (mut metrics, mut events) = self.logs(&progress)?;
-        let mut frozen = None;
-        let mut buffers = Buffers::new(&self.step);
-        let mut saved = Instant::now();
+        let (metrics, events) = self.logs(&progress)?;
         let total = self.schedule.total();
-        let mut bar = self.console.progress(&self.label, progress.step, total);
-        let mut windows = 0;
+        let mut course = Course {
+            metrics,
+            events,
+            bar: self.console.progress(&self.label, progress.step, total),
+            saved: Instant::now(),
+            windows: 0,
+            unread: VecDeque::with_capacity(2),
+            last_loss: None,
+        };
+        let mut frozen = None;
         while !progress.finished {
             self.thaw(progress.epoch, &mut frozen)?;
-            let order = self.sampler.order(progress.epoch);
-            for batch in order.chunks_exact(self.step.rows()).skip(progress.step_in_epoch as usize)
-            {
-                if progress.step >= total {
-                    break;
-                }
-                self.one_step(batch, &mut buffers, &mut progress)?;
-                windows += batch.len() as u64;
+            if self.pass(&mut progress, &mut course)? == Ended::Interrupted {
+                course.bar.finish();
+                self.save(&progress)?;
+                return Ok(Ended::Interrupted);
+            }
+            self.end_epoch(&mut progress, &mut course)?;
+            progress.finished |= progress.step >= total;
+            self.save(&progress)?;
+            course.saved = Instant::now();
+        }
+        course.bar.finish();
+        Ok(Ended::Finished)
+    }
+
+    /// What is left of an epoch, or of the training.
+    fn pass(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<Ended> {
+        let rows = self.step.rows();
+        let order = self.sampler.order(progress.epoch);
+        let left = self.sampler.batches() as u64 - progress.step_in_epoch;
+        let left = left.min(self.schedule.total() - progress.step) as usize;
+        let order = &order[progress.step_in_epoch as usize * rows..][..left * rows];
+        std::thread::scope(|scope| {
+            let (first, threads) = ((rows, progress.step), self.settings.train.workers);
+            let mut loader = Loader::start(scope, &self.source, order, first, threads)?;
+            for _ in 0..left {
+                loader.next(|batch| self.one_step(batch, progress, course))?;
+                course.windows += rows as u64;
                 // The results of a step are read once the next one is under way.
-                let (stop, save) = (signal::stop_requested(), self.save_is_due(&progress, saved));
-                let left = usize::from(!stop && !save);
-                self.settle(&mut progress, &mut buffers, left, &mut (&mut metrics, &mut events))?;
-                bar.update(progress.step, windows, buffers.last_loss);
+                let stop = signal::stop_requested();
+                let save = self.save_is_due(progress, course.saved);
+                self.settle(progress, course, usize::from(!stop && !save))?;
+                course.bar.update(progress.step, course.windows, course.last_loss);
                 if stop {
-                    bar.finish();
-                    self.save(&progress)?;
                     return Ok(Ended::Interrupted);
                 }
                 if save {
-                    self.save(&progress)?;
-                    saved = Instant::now();
+                    self.save(progress)?;
+                    course.saved = Instant::now();
                 }
             }
-            self.settle(&mut progress, &mut buffers, 0, &mut (&mut metrics, &mut events))?;
-            self.end_epoch(&mut progress, &mut metrics, &mut events)?;
-            progress.finished |= progress.step >= total;
-            self.save(&progress)?;
-            saved = Instant::now();
-        }
-        bar.finish();
-        Ok(Ended::Finished)
+            self.settle(progress, course, 0)?;
+            Ok(Ended::Finished)
+        })
     }
 
     /// The metrics and events, without what an interrupted run wrote past its last save.
@@ -292,15 +317,9 @@ impl<'a> Fit<'a> {
     }
 
     /// Reads results until at most `left` steps have theirs unread.
-    fn settle(
-        &self,
-        progress: &mut Progress,
-        buffers: &mut Buffers,
-        left: usize,
-        (metrics, events): &mut (&mut MetricsLog, &mut EventWriter),
-    ) -> Result<()> {
-        while buffers.results.len() > left {
-            let Some((step, results)) = buffers.results.pop_front() else { break };
+    fn settle(&self, progress: &mut Progress, course: &mut Course<'_>, left: usize) -> Result<()> {
+        while course.unread.len() > left {
+            let Some((step, results)) = course.unread.pop_front() else { break };
             let (loss, norm) = results.wait()?;
             if !loss.is_finite() || !norm.is_finite() {
                 // f16 overflowed: the update was left out, the scale was too large.
@@ -313,38 +332,31 @@ impl<'a> Fit<'a> {
             }
             progress.scale.observe(step, true);
             progress.loss_sum += loss;
-            buffers.last_loss = Some(loss);
-            self.record(metrics, events, (step, progress.epoch), loss, norm)?;
+            course.last_loss = Some(loss);
+            self.record(course, (step, progress.epoch), loss, norm)?;
         }
         Ok(())
     }
 
     /// Enqueues the next update.
     fn one_step(
-        &mut self,
-        batch: &[u32],
-        buffers: &mut Buffers,
+        &self,
+        batch: &Batch,
         progress: &mut Progress,
+        course: &mut Course<'_>,
     ) -> Result<()> {
-        let step = progress.step;
-        let t = &self.settings.train;
-        let data = self.data;
-        buffers.chosen.clear();
-        buffers.chosen.extend(batch.iter().map(|&i| self.train[i as usize]));
-        buffers.targets.clear();
-        let targets = buffers.chosen.iter().map(|w| self.target_of(data.label(w)));
-        buffers.targets.extend(targets);
-        match &mut self.resident {
+        let (step, t) = (progress.step, &self.settings.train);
+        match &self.resident {
             Some(resident) => {
-                let (augment, seed) = (&self.augment, t.seed);
-                let augmented = Augmented { augment, seed, step, numbers: batch };
+                let (augment, numbers) = (&self.source.augment, batch.numbers.as_slice());
+                let augmented = Augmented { augment, seed: t.seed, step, numbers };
                 let augmented = (!augment.is_off()).then_some(augmented);
                 let backend = self.step.params().backend();
-                resident.fill(backend, &buffers.chosen, augmented, self.step.windows())?;
+                resident.fill(backend, &batch.chosen, augmented, self.step.windows())?;
             }
-            None => self.fill_on_host(batch, step, buffers)?,
+            None => self.step.load_windows(&batch.windows)?,
         }
-        self.step.load_targets(&buffers.targets)?;
+        self.step.load_targets(&batch.targets)?;
         let head_lr = t.head_lr.unwrap_or(t.lr);
         let frozen = |part| {
             self.step.params().ids().any(|id| {
@@ -364,41 +376,10 @@ impl<'a> Fit<'a> {
             average: t.ema.map_or(0.0, |d| d.min((1.0 + step as f64) / (10.0 + step as f64))),
         };
         self.step.train(t.seed, control, rates)?;
-        buffers.results.push_back((step + 1, self.step.results_later()?));
+        course.unread.push_back((step + 1, self.step.results_later()?));
         progress.step += 1;
         progress.step_in_epoch += 1;
         Ok(())
-    }
-
-    /// Reads and augments a batch in the host's memory, and copies it to the device.
-    fn fill_on_host(&self, batch: &[u32], step: u64, buffers: &mut Buffers) -> Result<()> {
-        let seed = self.settings.train.seed;
-        self.data.prepared.cache.fill_batch(&buffers.chosen, &mut buffers.windows)?;
-        let width = buffers.windows.len() / batch.len();
-        if !self.augment.is_off() {
-            let each = buffers.windows.chunks_exact_mut(width).zip(batch);
-            for (window, &index) in each {
-                let workspace = &mut buffers.augment;
-                self.augment.apply(window, seed, step, u64::from(index), workspace)?;
-            }
-        }
-        if self.data.target.n_classes() <= 2 {
-            let (windows, targets) = (&mut buffers.windows, &mut buffers.targets);
-            self.augment.mixup(windows, targets, seed, step)?;
-        }
-        self.step.load_windows(&buffers.windows)
-    }
-
-    /// What the model is trained to give for a label.
-    fn target_of(&self, label: f64) -> f32 {
-        let smoothing = self.settings.train.label_smoothing;
-        match self.about.standard {
-            Some(Standard { mean, deviation }) => ((label - mean) / deviation) as f32,
-            None if self.data.target.n_classes() == 2 => {
-                (label * (1.0 - smoothing) + 0.5 * smoothing) as f32
-            }
-            None => label as f32,
-        }
     }
 
     fn diverged(&self, step: u64, tensor: String) -> Error {
@@ -419,25 +400,20 @@ impl<'a> Fit<'a> {
 
     fn record(
         &self,
-        metrics: &mut MetricsLog,
-        events: &mut EventWriter,
+        course: &mut Course<'_>,
         (step, epoch): (u64, u64),
         loss: f64,
         norm: f64,
     ) -> Result<()> {
         let lr = self.schedule.lr(self.settings.train.lr, step - 1);
-        metrics.append(&json!({
+        course.metrics.append(&json!({
             "kind": "step", "step": step, "epoch": epoch, "loss": loss, "grad_norm": norm, "lr": lr
         }))?;
-        events.scalars(step, &[("train/loss", loss), ("train/grad_norm", norm), ("train/lr", lr)])
+        let all = [("train/loss", loss), ("train/grad_norm", norm), ("train/lr", lr)];
+        course.events.scalars(step, &all)
     }
 
-    fn end_epoch(
-        &mut self,
-        progress: &mut Progress,
-        metrics: &mut MetricsLog,
-        events: &mut EventWriter,
-    ) -> Result<()> {
+    fn end_epoch(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<()> {
         let loss = progress.loss_sum / progress.step_in_epoch.max(1) as f64;
         let validation = match self.validation.is_empty() {
             // Without validation subjects the latest weights are the ones kept.
@@ -455,12 +431,12 @@ impl<'a> Fit<'a> {
             save_model(&self.step, &self.about, &self.paths.best())?;
         }
         let (step, epoch) = (progress.step, progress.epoch);
-        metrics.append(&json!({
+        course.metrics.append(&json!({
             "kind": "epoch", "step": step, "epoch": epoch, "train_loss": loss,
             "validation_loss": validation, "best": verdict == Verdict::Best
         }))?;
         if let Some(validation) = validation {
-            events.scalars(step, &[("validation/loss", validation)])?;
+            course.events.scalars(step, &[("validation/loss", validation)])?;
         }
         self.console.event(
             "epoch",
@@ -482,16 +458,15 @@ impl<'a> Fit<'a> {
     }
 
     /// Outputs `[windows, outputs]` with the present (averaged) weights.
-    fn outputs(&mut self, windows: &[Window]) -> Result<Vec<f32>> {
-        let Self { step, data, resident, .. } = self;
-        let params = step.params();
-        let mut found = || match resident.as_mut() {
-            Some(resident) => step.evaluate_from(windows.len(), &mut |rows, to| {
+    fn outputs(&self, windows: &[Window]) -> Result<Vec<f32>> {
+        let params = self.step.params();
+        let found = || match &self.resident {
+            Some(resident) => self.step.evaluate_from(windows.len(), &mut |rows, to| {
                 resident.fill(params.backend(), &windows[rows], None, to)
             }),
-            None => outputs(step, data, windows),
+            None => outputs(&self.step, self.data, windows),
         };
-        let Some(average) = step.optimizer().average() else { return found() };
+        let Some(average) = self.step.optimizer().average() else { return found() };
         let values = params.trained_values()?;
         let present = params.read_floats(&values)?;
         let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
@@ -503,11 +478,8 @@ impl<'a> Fit<'a> {
 
     /// Mean loss over the validation windows: squared error of the z-score, or log loss with the
     /// classes' weights evened out.
-    fn validation_loss(&mut self, step: u64) -> Result<f64> {
-        let validation = std::mem::take(&mut self.validation);
-        let outputs = self.outputs(&validation);
-        self.validation = validation;
-        let outputs = outputs?;
+    fn validation_loss(&self, step: u64) -> Result<f64> {
+        let outputs = self.outputs(&self.validation)?;
         if outputs.iter().any(|x| !x.is_finite()) {
             return Err(self.diverged(step, "an output for a validation window".into()));
         }
@@ -518,7 +490,7 @@ impl<'a> Fit<'a> {
             let label = self.data.label(window);
             let class = if classes == 0 { 0 } else { label as usize };
             let loss = match self.about.standard {
-                Some(_) => f64::from(row[0] - self.target_of(label)).powi(2),
+                Some(_) => f64::from(row[0] - self.source.target_of(label)).powi(2),
                 None => -probabilities(row, classes)[class].max(1e-12).ln(),
             };
             sums[class] += loss;
@@ -530,29 +502,18 @@ impl<'a> Fit<'a> {
     }
 }
 
-/// Host memory of one step, used again by the next.
-struct Buffers {
-    chosen: Vec<Window>,
-    windows: Vec<f32>,
-    targets: Vec<f32>,
-    augment: augment::Workspace,
+/// What a training carries from step to step besides its [`Progress`].
+struct Course<'a> {
+    metrics: MetricsLog,
+    events: EventWriter,
+    bar: Progressing<'a>,
+    /// When the last state was saved.
+    saved: Instant,
+    /// Windows seen by this process.
+    windows: u64,
     /// Steps whose results were not read yet, by number.
-    results: VecDeque<(u64, Results)>,
+    unread: VecDeque<(u64, Results)>,
     last_loss: Option<f64>,
-}
-
-impl Buffers {
-    fn new(step: &Step) -> Self {
-        let (channels, window, _) = step.spec().model.extents();
-        Self {
-            chosen: Vec::with_capacity(step.rows()),
-            windows: vec![0.0; step.rows() * channels * window],
-            targets: Vec::with_capacity(step.rows()),
-            augment: augment::Workspace::default(),
-            results: VecDeque::with_capacity(2),
-            last_loss: None,
-        }
-    }
 }
 
 fn augmentation(settings: &Settings, data: &Dataset) -> Result<Augment> {

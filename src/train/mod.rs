@@ -2,9 +2,8 @@
 //!
 //! # Layout
 //! [`dataset`] settings to windows, [`target`] their labels; [`recipe`] settings to model, rule and
-//! loss; [`step`] one update as a recording, [`resident`] recordings on the card, [`planner`] the
-//! batch that fits;
-//! [`fit`] the loop around it, [`schedule`] its learning rate, [`early_stop`] its end, [`signal`]
+//! loss; [`step`] one update as a recording, [`planner`] the batch that fits; [`fit`] the loop
+//! around it, [`loader`] its batches, [`resident`] recordings on a card, [`schedule`] its learning rate, [`early_stop`] its end, [`signal`]
 //! Ctrl-C; [`run_dir`] the run's folder, [`checkpoint_file`] tensors in a file, [`state`] which;
 //! [`results`] predictions, scores and the report.
 
@@ -13,6 +12,7 @@ pub mod dataset;
 pub mod device;
 pub mod early_stop;
 pub mod fit;
+pub mod loader;
 pub mod loss_scale;
 pub mod planner;
 pub mod recipe;

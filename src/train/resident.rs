@@ -1,6 +1,8 @@
 //! A dataset's samples in the memory of a card: batches are gathered there, and a step copies nothing
 //! but a few words a window.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::backend::{Backend, Machine};
 use crate::data::augment::{Augment, Moves};
 use crate::data::cache::Cache;
@@ -30,7 +32,13 @@ pub struct Resident {
     table: Tensor,
     /// By number of the recording; None: no window is of it.
     places: Vec<Option<Place>>,
-    /// The table of one batch, kept from batch to batch.
+    room: Mutex<Room>,
+}
+
+/// Memory of one batch, used again for the next.
+#[derive(Debug, Default)]
+struct Room {
+    /// The table.
     words: Vec<i32>,
     moves: Moves,
 }
@@ -70,12 +78,7 @@ impl Resident {
         }
     }
 
-    fn copy(
-        backend: &dyn Backend,
-        cache: &Cache,
-        windows: &[Window],
-        rows: usize,
-    ) -> Result<Self> {
+    fn copy(backend: &dyn Backend, cache: &Cache, windows: &[Window], rows: usize) -> Result<Self> {
         let mut used = vec![false; cache.recordings().len()];
         windows.iter().for_each(|window| used[window.recording as usize] = true);
         let (mut places, mut scales, mut total) = (Vec::new(), Vec::new(), 0);
@@ -111,7 +114,7 @@ impl Resident {
                 backend.upload(to.view(), bytemuck::cast_slice(piece))?;
             }
         }
-        Ok(Self { samples, scales, table, places, words: Vec::new(), moves: Moves::default() })
+        Ok(Self { samples, scales, table, places, room: Mutex::default() })
     }
 
     /// Bytes of the samples.
@@ -126,7 +129,7 @@ impl Resident {
     /// [`Error::Shape`] for a window of a recording that was not loaded, or more windows than fit; the
     /// device's.
     pub fn fill(
-        &mut self,
+        &self,
         backend: &dyn Backend,
         windows: &[Window],
         augmented: Option<Augmented<'_>>,
@@ -137,7 +140,9 @@ impl Resident {
             let problem = format!("{} windows for a table of {most}", windows.len());
             return Err(Error::shape("resident recordings", problem));
         }
-        self.words.clear();
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let Room { words, moves } = &mut *room;
+        words.clear();
         for (i, window) in windows.iter().enumerate() {
             let place = self.places.get(window.recording as usize).and_then(Option::as_ref);
             let Some(place) = place else {
@@ -155,20 +160,19 @@ impl Resident {
                 mask: (0, 0),
             };
             let Some(of) = augmented else {
-                describe(&mut self.words, &source, place.rows.iter().copied().map(Some));
+                describe(words, &source, place.rows.iter().copied().map(Some));
                 continue;
             };
-            let moves = &mut self.moves;
             of.augment.moves(of.seed, of.step, u64::from(of.numbers[i]), moves);
             source.shift = moves.shift as u32;
             source.reversed = moves.reversed;
             source.factor = moves.factor;
             source.mask = (moves.mask.0 as u32, moves.mask.1 as u32);
             let rows = moves.rows.iter().map(|row| row.map(|row| place.rows[row as usize]));
-            describe(&mut self.words, &source, rows);
+            describe(words, &source, rows);
         }
         let table = self.table.narrow(0, windows.len())?;
-        backend.write(&table, &self.words)?;
+        backend.write(&table, words)?;
         gather(backend, (&self.samples, &self.scales, &self.table), windows.len(), to)
     }
 }
@@ -190,9 +194,8 @@ mod tests {
     /// A cache of three recordings, the second with more channels in another order.
     fn cache() -> Cache {
         let mut rng = Rng::new(6, 6);
-        let names = |order: &[usize]| -> Vec<String> {
-            order.iter().map(|c| format!("C{c}")).collect()
-        };
+        let names =
+            |order: &[usize]| -> Vec<String> { order.iter().map(|c| format!("C{c}")).collect() };
         let sets = vec![names(&[0, 1, 2, 3, 4, 5, 6]), names(&[8, 3, 1, 0, 2, 6, 7, 5, 4])];
         let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
         let mut recordings = Vec::new();
@@ -245,10 +248,9 @@ mod tests {
         let backend: &dyn Backend = &cpu;
         let cache = cache();
         let window = |recording, start| Window { recording, start, event: 0 };
-        let windows =
-            [window(1, 256), window(0, 0), window(0, 105), window(1, 63), window(1, 17)];
+        let windows = [window(1, 256), window(0, 0), window(0, 105), window(1, 63), window(1, 17)];
         let numbers = [4, 9, 0, 2, 31];
-        let mut resident = Resident::copy(backend, &cache, &windows, 6).unwrap();
+        let resident = Resident::copy(backend, &cache, &windows, 6).unwrap();
         let to = backend.empty([8, CHANNELS, TIME], DType::F32, "windows").unwrap();
         let all = Settings {
             time_shift: 0.6,
@@ -276,7 +278,8 @@ mod tests {
                 let augmented = Augmented { augment: &augment, seed, step, numbers };
                 resident.fill(backend, &windows, Some(augmented), &to).unwrap();
                 let found: Vec<f32> = backend.read(&to).unwrap();
-                let same = want.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits() || a == b);
+                let same =
+                    want.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits() || a == b);
                 assert!(same, "step {step}");
             }
         }

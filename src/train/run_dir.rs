@@ -65,6 +65,11 @@ impl RunPaths {
         self.root.join("predictions").join(format!("{split}.csv"))
     }
 
+    /// Subjects of each part.
+    pub fn split(&self) -> PathBuf {
+        self.root.join("split.json")
+    }
+
     /// The page that shows the run.
     pub fn report(&self) -> PathBuf {
         self.root.join("report.html")

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
 
+use engine::data::Recording;
+use engine::data::format::edf_write::{self, Contents, Encoding, Signal};
 use engine::data::rng::Rng;
 use engine::data::synth;
 
@@ -28,12 +30,17 @@ pub struct Bench {
 impl Bench {
     /// Generated EEG of `subjects` with 19 channels, 8 s each.
     pub fn new(subjects: usize) -> Self {
+        Self::with_channels(subjects, 19)
+    }
+
+    /// As [`Self::new`] with 19 or 129 channels.
+    pub fn with_channels(subjects: usize, n_channels: usize) -> Self {
         let bench = Self { folder: tempfile::tempdir().expect("a temporary folder") };
         let settings = synth::Settings {
             subjects,
             seconds_per_condition: 4,
             sample_rate: 100,
-            n_channels: 19,
+            n_channels,
             seed: 7,
             age_range: [5.0, 22.0],
         };
@@ -138,6 +145,64 @@ pub fn scale_physical_range(path: &Path, factor: f64) {
         }
     }
     fs::write(path, all).expect("written");
+}
+
+/// Replaces a recording by an EDF+ file of its first `channels` channels; gives its path.
+pub fn as_edf(path: &Path, channels: usize) -> PathBuf {
+    let recording = Recording::open(path).expect("read");
+    let signal = |c: &'_ engine::data::Channel| -> (String, Vec<f32>, f64) {
+        (c.name.clone(), c.samples.clone(), c.sample_rate)
+    };
+    let all: Vec<_> = recording.channels.iter().take(channels).map(signal).collect();
+    let signals: Vec<Signal<'_>> = all
+        .iter()
+        .map(|(label, samples, sample_rate)| Signal {
+            label,
+            transducer: "",
+            unit: "uV",
+            prefilter: "",
+            physical_range: (-1000.0, 1000.0),
+            sample_rate: *sample_rate,
+            samples,
+        })
+        .collect();
+    let contents = Contents {
+        encoding: Encoding::Edf,
+        record_s: 1.0,
+        equipment: "test",
+        signals: &signals,
+        annotations: &[],
+    };
+    let to = path.with_extension("edf");
+    let _ = edf_write::write(&to, &contents).expect("written");
+    fs::remove_file(path).expect("removed");
+    to
+}
+
+/// Replaces a recording by a BrainVision file of 32-bit floats, its samples `[channel][time]`
+/// changed; gives the header's path.
+pub fn as_brainvision(path: &Path, change: impl FnOnce(&mut [Vec<f32>])) -> PathBuf {
+    let recording = Recording::open(path).expect("read");
+    let mut rows: Vec<Vec<f32>> = recording.channels.iter().map(|c| c.samples.clone()).collect();
+    change(&mut rows);
+    let to = path.with_extension("vhdr");
+    let stem = to.file_stem().expect("a name").to_string_lossy().to_string();
+    let interval_us = 1e6 / recording.channels[0].sample_rate;
+    let mut header = format!(
+        "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nDataFile={stem}.eeg\n\
+         DataFormat=BINARY\nDataOrientation=VECTORIZED\nNumberOfChannels={}\n\
+         SamplingInterval={interval_us}\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n\
+         [Channel Infos]\n",
+        rows.len()
+    );
+    for (i, channel) in recording.channels.iter().enumerate() {
+        header.push_str(&format!("Ch{}={},,1,uV\n", i + 1, channel.name));
+    }
+    let samples: Vec<u8> = rows.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+    fs::write(path.with_extension("eeg"), samples).expect("written");
+    fs::write(&to, header).expect("written");
+    fs::remove_file(path).expect("removed");
+    to
 }
 
 fn text(all: &[u8], at: usize, n: usize) -> &str {

@@ -188,10 +188,8 @@ mod tests {
     }
 
     fn archs_for(machine: Machine) -> Vec<(&'static str, &'static str)> {
-        let archs =
-            ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_120", "compute_80", "compute_90"];
-        let mut images: Vec<Image> =
-            archs.into_iter().map(|arch| image("norm", arch)).collect();
+        let archs = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_120", "compute_80", "compute_90"];
+        let mut images: Vec<Image> = archs.into_iter().map(|arch| image("norm", arch)).collect();
         images.extend(["gfx1010", "gfx90a"].map(|arch| image("norm", arch)));
         images.push(image("cuda/wgmma", "sm_90a"));
         let images: &'static [Image] = images.leak();

@@ -180,7 +180,9 @@ impl Augment {
         before.extend_from_slice(samples);
         for (row, from) in samples.chunks_exact_mut(self.time).zip(&moves.rows) {
             match from {
-                Some(from) => row.copy_from_slice(&before[*from as usize * self.time..][..self.time]),
+                Some(from) => {
+                    row.copy_from_slice(&before[*from as usize * self.time..][..self.time])
+                }
                 None => row.fill(0.0),
             }
             row[start..start + length].fill(0.0);

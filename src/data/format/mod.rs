@@ -39,6 +39,10 @@ pub(crate) struct Decoded {
 /// Reads a recording by the extension of its name.
 pub(crate) fn decode(path: &Path) -> Result<Decoded> {
     pointer::check(path)?;
+    if std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0) {
+        let remedy = "copy the file again from where it was recorded";
+        return Err(Error::input(path.display(), "is empty", remedy));
+    }
     match extension(path).as_str() {
         "edf" | "bdf" => edf::Edf::open(path)?.decode(),
         "vhdr" => brainvision::decode(path),
