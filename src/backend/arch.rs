@@ -76,7 +76,8 @@ impl Arch {
             shared: shared_kib << 10,
             matrix_cores,
             bf16,
-            blas: true,
+            // As shipped, rocBLAS has no code for RDNA1.
+            blas: !is_rdna1(machine),
             wishes: Wishes::default(),
         })
     }
@@ -88,8 +89,17 @@ impl Arch {
 
     /// True for RDNA1 (gfx101x): no matrix cores, no bf16, GPU FFT known to hang.
     pub fn is_rdna1(&self) -> bool {
-        matches!(self.machine, Machine::Hip { gfx } if gfx & 0xfff0 == 0x1010)
+        is_rdna1(self.machine)
     }
+
+    /// True for RDNA of any generation (gfx10 and later): cards that may drive a display.
+    pub fn is_rdna(&self) -> bool {
+        matches!(self.machine, Machine::Hip { gfx } if gfx >= 0x1000)
+    }
+}
+
+fn is_rdna1(machine: Machine) -> bool {
+    matches!(machine, Machine::Hip { gfx } if gfx & 0xfff0 == 0x1010)
 }
 
 /// How one op runs on one machine.

@@ -53,17 +53,20 @@ impl std::fmt::Debug for Blas {
 /// rocBLAS looks in `ROCBLAS_TENSILE_LIBPATH`, else beside its library, for `TensileLibrary_lazy_gfx...`
 /// or `TensileLibrary_gfx...`. Kernels.so-*.hsaco is not enough.
 pub(super) fn files_for(arch: &str) -> Option<PathBuf> {
+    folders().into_iter().find(|folder| holds(folder, arch))
+}
+
+/// Where rocBLAS looks.
+pub(super) fn folders() -> Vec<PathBuf> {
     let given = std::env::var_os("ROCBLAS_TENSILE_LIBPATH").map(PathBuf::from);
     let rocm = std::env::var_os("ROCM_PATH").unwrap_or_else(|| "/opt/rocm".into());
     let beside = ["lib", "lib64"].map(|lib| Path::new(&rocm).join(lib).join("rocblas/library"));
     let system = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"];
     let system = system.iter().map(|lib| Path::new(lib).join("rocblas/library"));
-    let mut folders = match given {
+    match given {
         Some(folder) => vec![folder],
         None => beside.into_iter().chain(system).collect(),
-    };
-    folders.retain(|folder| holds(folder, arch));
-    folders.into_iter().next()
+    }
 }
 
 fn holds(folder: &Path, arch: &str) -> bool {
