@@ -184,7 +184,7 @@ fn check_amp(amp: Amp, arch: &Arch) -> Result<()> {
     match amp {
         Amp::Bf16 if !arch.bf16 => {
             let problem = format!("{} has no bf16", arch.name);
-            let remedy = "give --amp off, which is fastest on RDNA1, or --amp f16 for less memory";
+            let remedy = "give --amp off, or --amp f16, which takes less memory";
             Err(Error::input(place, problem, remedy))
         }
         Amp::Tf32 => {

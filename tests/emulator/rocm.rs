@@ -119,7 +119,7 @@ fn every_state_of_the_stack_has_its_line_and_auto_goes_on() {
     for machine in machines {
         let devices = machine.run(bench.engine(&["devices"]));
         machine.expect(&devices, 0, &format!("AMD card|none: |{}", machine.words));
-        let hip = machine.run(bench.train("hip", &["--device", "hip", "--max-steps", "1"]));
+        let hip = machine.run(bench.train("hip", &["--device", "hip", "--max-steps", "3"]));
         let status = if machine.name == "kernelless" { 2 } else { 1 };
         machine.expect(&hip, status, machine.words);
         assert!(!bench.path("hip").exists(), "{}", machine.name);
@@ -127,7 +127,7 @@ fn every_state_of_the_stack_has_its_line_and_auto_goes_on() {
             continue;
         }
         let auto =
-            ["--device", "auto", "--max-steps", "1", "--profile", "cpu", "device.device=auto"];
+            ["--device", "auto", "--max-steps", "3", "--profile", "cpu", "device.device=auto"];
         let auto = machine.run(bench.train(machine.name, &auto));
         let why = if machine.name == "none" { "" } else { machine.words };
         machine.expect(&auto, 0, &format!("device cpu|{why}"));

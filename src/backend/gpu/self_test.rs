@@ -166,8 +166,22 @@ const TRANSFORMER: &[Case] = &[
         run: |tape, v| layernorm(tape, &v[0], &v[1], &v[2], 1e-5),
     },
     Case {
+        kind: "layernorm",
+        name: "layer norm of odd rows",
+        mixed: true,
+        operands: &[(&[9, 33], Activation), (&[33], Parameter), (&[33], Parameter)],
+        run: |tape, v| layernorm(tape, &v[0], &v[1], &v[2], 1e-5),
+    },
+    Case {
         kind: "softmax",
         name: "softmax",
+        mixed: true,
+        operands: &[(&[5, 40], Activation)],
+        run: |tape, v| softmax(tape, &v[0]),
+    },
+    Case {
+        kind: "softmax",
+        name: "softmax of odd rows",
         mixed: true,
         operands: &[(&[5, 33], Activation)],
         run: |tape, v| softmax(tape, &v[0]),

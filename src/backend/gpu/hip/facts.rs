@@ -53,7 +53,7 @@ pub fn warnings() -> Vec<String> {
              crashed systems; this program has code for the card itself: unset it"
         ));
     }
-    if let Some(wish) = value("ROCBLAS_USE_HIPBLASLT").filter(|wish| wish != "0") {
+    if let Some(wish) = vendor::hipblaslt_wish().filter(|wish| !["", "0"].contains(wish)) {
         warnings.push(format!(
             "ROCBLAS_USE_HIPBLASLT={wish} is taken as 0 here: hipBLASLt has no code for RDNA1, and \
              this program never uses it: unset it"

@@ -7,6 +7,7 @@
 use std::ffi::{OsString, c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::library::{candidates, refused};
 use super::sys::blas::{self as sys, BlasLib, hipblasHandle_t, hipblasStatus_t};
@@ -69,6 +70,12 @@ pub(super) fn folders() -> Vec<PathBuf> {
     }
 }
 
+/// What `ROCBLAS_USE_HIPBLASLT` was before this driver set it.
+pub(super) fn hipblaslt_wish() -> Option<&'static str> {
+    static WISH: OnceLock<Option<String>> = OnceLock::new();
+    WISH.get_or_init(|| std::env::var("ROCBLAS_USE_HIPBLASLT").ok()).as_deref()
+}
+
 fn holds(folder: &Path, arch: &str) -> bool {
     let starts = [format!("TensileLibrary_lazy_{arch}."), format!("TensileLibrary_{arch}.")];
     let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
@@ -95,7 +102,7 @@ impl Blas {
     /// [`Error::Device`] where they are there and it does not start.
     pub(super) fn open(arch: &str, stream: *mut c_void) -> Result<Option<Self>> {
         let Some(files) = files_for(arch) else { return Ok(None) };
-        if std::env::var_os("ROCBLAS_USE_HIPBLASLT").is_none_or(|value| value != "0") {
+        if hipblaslt_wish() != Some("0") {
             // SAFETY: cards are opened while the program starts, before it has threads that read the
             // environment without Rust's lock.
             unsafe { std::env::set_var("ROCBLAS_USE_HIPBLASLT", "0") };
