@@ -249,7 +249,7 @@ fn devices_tell_the_truth_about_this_machine_and_this_build() {
     );
     assert_eq!((of("sm_90", "spectral"), of("sm_90", "gemm")), ("kernel".into(), "blas".into()));
     let batches = found["batches"].as_array().expect("a list");
-    assert_eq!(batches.len(), 5);
+    assert_eq!(batches.len(), 6);
     for batch in batches {
         for place in ["cpu", "card"].into_iter().filter(|place| batch[*place]["batch"].is_u64()) {
             let bytes = batch[place]["bytes"].as_u64().expect("a number");

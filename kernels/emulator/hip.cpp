@@ -8,11 +8,14 @@
 //   ENGINE_EMULATOR_ARCH    the card it claims to be; gfx1010, or gfx90a where built for wave64
 //   ENGINE_EMULATOR_MEMORY  MiB of its memory
 //   ENGINE_EMULATOR_FAIL    alloc:N    the N-th allocation finds no memory
-//                           launch:N   the N-th launch is refused
+//                           launch:N   the N-th launch, of a kernel or a graph, is refused
 //                           lost:N     the device is lost when the N-th launch runs
-//                           wrong:NAME the kernel NAME does nothing
+//                           wrong:NAME the kernel NAME does nothing; NAME* : all that begin so
 //                           busy       others hold all but a sixteenth of the memory
-//                           nodevice   there is no device
+//                           nodevice   the runtime does not start without a device; nodevice:101 :
+//                                      hipInit says 101, invalid device, as that of HIP 5.2 does
+//                           nocards    the runtime starts, and counts none
+//   ENGINE_EMULATOR_BOOKS   1: says at the end what was not given back, and how much was launched
 #include "../../src/backend/gpu/hip/engine_hip.h"
 
 #include <algorithm>
@@ -26,6 +29,7 @@
 #include <mutex>
 #include <vector>
 
+#include "cards.h"
 #include "image.h"
 #include "machine.h"
 
@@ -65,22 +69,6 @@ constexpr unsigned LDS = 64 << 10, MOST_THREADS = 1024, MOST_OPERANDS = 12;
 // Larger allocations are poisoned up to here, so that claiming 16 GiB does not take them.
 constexpr size_t MOST_POISON = size_t(256) << 20;
 
-struct Card {
-  const char* arch;
-  const char* name;
-  unsigned units, mib, megahertz, bus_bits, memory_megahertz, l2_kib;
-  int wave;
-};
-const Card CARDS[] = {
-    {"gfx1010", "AMD Radeon RX 5600 XT", 36, 6128, 1560, 192, 750, 3072, 32},
-    {"gfx1012", "AMD Radeon RX 5500 XT", 22, 8176, 1845, 128, 875, 2048, 32},
-    {"gfx1030", "AMD Radeon RX 6800", 60, 16368, 2105, 256, 1000, 4096, 32},
-    {"gfx1100", "AMD Radeon RX 7900 XTX", 96, 24560, 2500, 384, 1249, 6144, 32},
-    {"gfx1201", "AMD Radeon RX 9070 XT", 64, 16304, 2970, 256, 1258, 8192, 32},
-    {"gfx90a", "AMD Instinct MI210", 104, 65520, 1700, 4096, 1600, 8192, 64},
-    {"gfx942", "AMD Instinct MI300X", 304, 196592, 2100, 8192, 1300, 4096, 64},
-};
-
 struct Device {
   const Card* card = nullptr;
   size_t memory = 0, held = 0;
@@ -89,6 +77,8 @@ struct Device {
   std::string fail;
   long long fail_at = 0;
   long long allocated = 0, launched = 0, run = 0;
+  // Handles that live: made, less those given back.
+  long long live_streams = 0, live_events = 0, live_modules = 0, live_graphs = 0;
   // An error that stays, as a card's does once it is lost.
   hipError_t lost = hipSuccess;
   bool ready = false;
@@ -105,10 +95,28 @@ std::recursive_mutex& turn() {
 }
 using Turn = std::lock_guard<std::recursive_mutex>;
 
-const Card* card_of(const char* arch) {
-  for (const Card& card : CARDS)
-    if (!std::strcmp(card.arch, arch)) return &card;
-  return nullptr;
+// At the end of the process, what the program has not given back.
+void say_books() {
+  Device& d = device();
+  size_t bytes = 0;
+  for (const auto& block : d.allocations) bytes += block.second;
+  std::fprintf(stderr, "emulator: %lld launches, %lld kernels run, %lld allocations\n", d.launched, d.run, d.allocated);
+  long long handles = d.live_streams + d.live_events + d.live_modules + d.live_graphs;
+  if (d.allocations.empty() && d.pinned.empty() && handles == 0)
+    std::fprintf(stderr, "emulator: everything was given back\n");
+  else
+    std::fprintf(stderr,
+                 "emulator: not given back: %zu allocations of %zu bytes, %zu pinned, %lld streams, %lld events, "
+                 "%lld modules, %lld graphs\n",
+                 d.allocations.size(), bytes, d.pinned.size(), d.live_streams, d.live_events, d.live_modules,
+                 d.live_graphs);
+}
+
+bool is_wrong(const std::string& kernel) {
+  const std::string& fail = device().fail;
+  if (fail.compare(0, 6, "wrong:")) return false;
+  if (fail.back() == '*') return !kernel.compare(0, fail.size() - 7, fail, 6, fail.size() - 7);
+  return fail == "wrong:" + kernel;
 }
 
 bool fails(const char* what, long long now) { return device().fail == what && device().fail_at == now; }
@@ -124,6 +132,7 @@ hipError_t start() {
     if (d.fail == "wrong") d.fail = all;
   }
   if (d.fail == "nodevice") return hipErrorNoDevice;
+  if (std::getenv("ENGINE_EMULATOR_BOOKS")) std::atexit(say_books);
   const char* arch = std::getenv("ENGINE_EMULATOR_ARCH");
   d.card = card_of(arch ? arch : WAVE == 64 ? "gfx90a" : "gfx1010");
   if (!d.card || d.card->wave != WAVE) {
@@ -233,7 +242,7 @@ hipError_t check_operands(const emulator::Kernel& kernel, const Arguments& argum
 
 hipError_t run(const emulator::Kernel& kernel, const emulator::Geometry& geometry, const Arguments& arguments) {
   if (fails("lost", ++device().run)) return hipErrorLaunchFailure;
-  if (device().fail == "wrong:" + kernel.name) return hipSuccess;
+  if (is_wrong(kernel.name)) return hipSuccess;
   if (hipError_t error = check_operands(kernel, arguments)) return error;
   emulator::run(kernel, geometry, arguments.params.data(), arguments.operands.data());
   return hipSuccess;
@@ -265,7 +274,9 @@ extern "C" {
 
 hipError_t hipInit(unsigned) {
   Turn held(turn());
-  return start();
+  hipError_t error = start();
+  bool other = device().fail == "nodevice" && device().fail_at;
+  return other ? hipError_t(device().fail_at) : error;
 }
 
 hipError_t hipDriverGetVersion(int* version) {
@@ -297,7 +308,7 @@ const char* hipGetErrorString(hipError_t error) { return hipGetErrorName(error);
 hipError_t hipGetDeviceCount(int* count) {
   Turn held(turn());
   hipError_t error = check();
-  *count = error == hipSuccess ? 1 : 0;
+  *count = error == hipSuccess && device().fail != "nocards" ? 1 : 0;
   return error;
 }
 
@@ -418,6 +429,7 @@ hipError_t hipStreamCreateWithFlags(hipStream_t* stream, unsigned) {
   Turn held(turn());
   if (hipError_t error = check()) return error;
   device().streams.push_back(*stream = new ihipStream_t);
+  device().live_streams += 1;
   return hipSuccess;
 }
 hipError_t hipStreamDestroy(hipStream_t stream) {
@@ -426,6 +438,7 @@ hipError_t hipStreamDestroy(hipStream_t stream) {
   drain(stream);
   auto& all = device().streams;
   all.erase(std::remove(all.begin(), all.end(), stream), all.end());
+  device().live_streams -= 1;
   delete stream;
   return hipSuccess;
 }
@@ -442,12 +455,15 @@ hipError_t hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsigned) {
 }
 
 hipError_t hipEventCreateWithFlags(hipEvent_t* event, unsigned) {
+  Turn held(turn());
   *event = new ihipEvent_t;
+  device().live_events += 1;
   return hipSuccess;
 }
 hipError_t hipEventDestroy(hipEvent_t event) {
   Turn held(turn());
   drain_all();
+  device().live_events -= 1;
   delete event;
   return hipSuccess;
 }
@@ -487,11 +503,13 @@ hipError_t hipModuleLoadData(hipModule_t* module, const void* data) {
   }
   if (made->image.machine_code && made->image.arch != device().card->arch) return hipErrorNoBinaryForGpu;
   *module = made.release();
+  device().live_modules += 1;
   return hipSuccess;
 }
 hipError_t hipModuleUnload(hipModule_t module) {
   Turn held(turn());
   drain_all();
+  device().live_modules -= 1;
   delete module;
   return hipSuccess;
 }
@@ -549,18 +567,22 @@ hipError_t hipStreamEndCapture(hipStream_t stream, hipGraph_t* graph) {
   return device().lost;
 }
 hipError_t hipGraphInstantiate(hipGraphExec_t* exec, hipGraph_t graph, hipGraphNode_t*, char*, size_t) {
+  Turn held(turn());
   if (hipError_t error = check()) return error;
   *exec = new hipGraphExec{graph->operations};
+  device().live_graphs += 1;
   return hipSuccess;
 }
 hipError_t hipGraphLaunch(hipGraphExec_t exec, hipStream_t stream) {
   Turn held(turn());
   if (hipError_t error = check()) return error;
+  if (fails("launch", ++device().launched)) return hipErrorLaunchOutOfResources;
   for (const Operation& operation : exec->operations) enqueue(stream, operation);
   return hipSuccess;
 }
 hipError_t hipGraphExecDestroy(hipGraphExec_t exec) {
   Turn held(turn());
+  device().live_graphs -= 1;
   delete exec;
   return hipSuccess;
 }

@@ -1,5 +1,6 @@
 // A hipBLAS on the CPU: plain matrix products, enqueued on the emulator's streams. It understands
-// both numberings of element types, each only in the function that has it.
+// both numberings of element types, each only in the function that has it: ENGINE_HIPBLAS is the
+// version that it stands for, 1 (no _v2), 2 (both) or 3 (hipDataType in the function without _v2).
 #include "../../src/backend/gpu/hip/engine_hipblas.h"
 
 #include <cstring>
@@ -7,6 +8,10 @@
 #include "device.h"
 
 extern "C" int engine_emulator_enqueue(void* stream, int (*function)(void*), void (*drop)(void*), void* data);
+
+#ifndef ENGINE_HIPBLAS
+#define ENGINE_HIPBLAS 2
+#endif
 
 namespace {
 
@@ -113,12 +118,16 @@ hipblasStatus_t hipblasGemmStridedBatchedEx(hipblasHandle_t handle, int op_a, in
                                             long long stride_a, const void* b, int b_type, int ldb,
                                             long long stride_b, const void* beta, void* c, int c_type, int ldc,
                                             long long stride_c, int batch, int compute_type, int) {
-  if (compute_type != HIPBLAS_R_32F) return HIPBLAS_STATUS_NOT_SUPPORTED;
+  constexpr bool HIP_TYPES = ENGINE_HIPBLAS == 3;
+  if (compute_type != int(HIP_TYPES ? HIPBLAS_COMPUTE_32F : HIPBLAS_R_32F)) return HIPBLAS_STATUS_NOT_SUPPORTED;
+  auto kind = HIP_TYPES ? of_hip : of_hipblas;
   return multiply(handle, op_a, op_b,
                   {m, n, k, batch, *static_cast<const float*>(alpha), *static_cast<const float*>(beta),
-                   {a, of_hipblas(a_type), lda, stride_a, false}, {b, of_hipblas(b_type), ldb, stride_b, false},
-                   {c, of_hipblas(c_type), ldc, stride_c, false}});
+                   {a, kind(a_type), lda, stride_a, false}, {b, kind(b_type), ldb, stride_b, false},
+                   {c, kind(c_type), ldc, stride_c, false}});
 }
+
+#if ENGINE_HIPBLAS == 2
 
 hipblasStatus_t hipblasGemmStridedBatchedEx_v2(hipblasHandle_t handle, int op_a, int op_b, int m, int n, int k,
                                                const void* alpha, const void* a, int a_type, int lda,
@@ -131,6 +140,7 @@ hipblasStatus_t hipblasGemmStridedBatchedEx_v2(hipblasHandle_t handle, int op_a,
                    {a, of_hip(a_type), lda, stride_a, false}, {b, of_hip(b_type), ldb, stride_b, false},
                    {c, of_hip(c_type), ldc, stride_c, false}});
 }
+#endif
 
 }  // extern "C"
 #pragma GCC visibility pop

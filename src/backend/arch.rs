@@ -76,7 +76,8 @@ impl Arch {
             shared: shared_kib << 10,
             matrix_cores,
             bf16,
-            blas: true,
+            // As shipped, rocBLAS has no code for RDNA1.
+            blas: !is_rdna1(machine),
             wishes: Wishes::default(),
         })
     }
@@ -86,15 +87,19 @@ impl Arch {
         CARDS.iter().map(|card| card.0)
     }
 
-    /// True for AMD's cards with waves of 32: RDNA1 and its successors.
+    /// True for AMD's cards with waves of 32: RDNA1 and its successors, which may drive a display.
     pub fn is_rdna(&self) -> bool {
         matches!(self.machine, Machine::Hip { gfx } if gfx >= 0x1010) && self.wave == 32
     }
 
     /// True for RDNA1 (gfx101x): no matrix cores, no bf16, GPU FFT known to hang.
     pub fn is_rdna1(&self) -> bool {
-        matches!(self.machine, Machine::Hip { gfx } if gfx & 0xfff0 == 0x1010)
+        is_rdna1(self.machine)
     }
+}
+
+fn is_rdna1(machine: Machine) -> bool {
+    matches!(machine, Machine::Hip { gfx } if gfx & 0xfff0 == 0x1010)
 }
 
 /// How one op runs on one machine.

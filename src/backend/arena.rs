@@ -254,6 +254,26 @@ impl Arena {
         }
     }
 
+    /// Gives back the chunks of which nothing is in use; `step` with those of the step region, which
+    /// no recording may need any more.
+    ///
+    /// # Errors
+    /// What `release` reports.
+    pub fn trim(&self, step: bool, release: &dyn Fn(u64) -> Result<()>) -> Result<()> {
+        let mut state = self.state();
+        let step = step && !state.recording;
+        let State { held, step: steps, .. } = &mut *state;
+        let regions = std::iter::once(held).chain(step.then_some(steps));
+        for region in regions {
+            let (kept, empty) =
+                std::mem::take(&mut region.chunks).into_iter().partition(|c| c.end > 0);
+            region.chunks = kept;
+            let empty: Vec<Chunk> = empty;
+            empty.iter().try_for_each(|chunk| release(chunk.base))?;
+        }
+        Ok(())
+    }
+
     /// True between [`Arena::begin_step`] and [`Arena::end_step`].
     pub fn is_recording(&self) -> bool {
         self.state().recording
@@ -353,6 +373,30 @@ mod tests {
         assert!(refused.to_string().contains("second [1]"), "{refused}");
         drop(first);
         arena.alloc(1, &"third", &grow).expect("room again");
+    }
+
+    #[test]
+    fn only_what_is_empty_is_given_back() {
+        let (next, given) = (AtomicU64::new(1 << 20), Mutex::new(Vec::new()));
+        let grow = |bytes: usize| Ok(next.fetch_add(bytes as u64, Ordering::Relaxed));
+        let release = |base| {
+            given.lock().expect("whole").push(base);
+            Ok(())
+        };
+        let arena = Arena::new(1 << 30);
+        let kept = arena.alloc(CHUNK, &"kept", &grow).expect("fits");
+        let dropped = arena.alloc(CHUNK, &"dropped", &grow).expect("fits");
+        let base = dropped.address();
+        arena.begin_step().expect("free");
+        let in_step = arena.alloc(64, &"step", &grow).expect("fits").address();
+        arena.end_step().expect("empty");
+        drop(dropped);
+        arena.trim(false, &release).expect("gives back");
+        assert_eq!(*given.lock().expect("whole"), [base]);
+        arena.trim(true, &release).expect("gives back");
+        assert_eq!(*given.lock().expect("whole"), [base, in_step]);
+        assert_eq!(arena.usage().peak(), kept.bytes() as u64);
+        arena.alloc(64, &"again", &grow).expect("grows again");
     }
 
     #[test]

@@ -90,6 +90,12 @@ pub trait Op: Debug + Send + Sync {
     /// [`Error::Shape`] when the operands do not fit the parameters.
     fn host(&self, io: &mut HostIo<'_>) -> Result<()>;
 
+    /// True where the outputs hold operands as well. False only saves their copies where the op runs
+    /// on the host for a card.
+    fn reads_outputs(&self) -> bool {
+        true
+    }
+
     /// How this op runs on `arch` with operands of `dtype`. A pure function: testable with no
     /// device.
     fn plan(&self, arch: &Arch, dtype: DType) -> Route;
@@ -202,6 +208,14 @@ pub trait Backend: Debug + Send + Sync {
     /// # Errors
     /// [`Error::OutOfMemory`].
     fn reserve(&self, planned: &MemoryUse) -> Result<()>;
+
+    /// Gives memory that nothing uses back to the machine: between phases of a run.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn trim(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Memory in use and its peaks.
     fn memory(&self) -> MemoryUse;

@@ -109,6 +109,12 @@ const RULES: &[Rule] = &[
     },
     Rule {
         op: Some("gemm"),
+        applies: |arch| arch.is_rdna1() && arch.blas && arch.wishes.gemm == Gemm::Vendor,
+        choice: Choice::Blas,
+        reason: "--gemm vendor: this machine's rocBLAS has files for the card",
+    },
+    Rule {
+        op: Some("gemm"),
         applies: Arch::is_rdna1,
         choice: Choice::Kernel,
         reason: "rocBLAS has no code for RDNA1 and aborts the process that asks",
@@ -190,6 +196,8 @@ fn find(kind: &str, arch: &Arch) -> (Choice, String) {
         };
     }
     match arch.wishes.of(kind) {
+        // A wish for what is so anyway has the better reason.
+        Some(Choice::Host) if choice == Choice::Host => (choice, reason),
         Some(Choice::Host) => (Choice::Host, format!("--route {kind}=cpu")),
         Some(_) if choice == Choice::Host => (Choice::Kernel, format!("--route {kind}=gpu")),
         Some(_) => (choice, format!("--route {kind}=gpu")),
@@ -214,12 +222,13 @@ pub fn routes(arch: &Arch) -> Vec<Preference> {
 pub fn with_wishes(arch: &Arch, gemm: Gemm, wishes: &[Wish]) -> Result<Arch> {
     check(wishes)?;
     let mut arch = arch.clone();
+    arch.wishes.gemm = gemm;
     let (choice, reason) = find("gemm", &arch);
     if gemm == Gemm::Vendor && choice != Choice::Blas {
         let problem = format!("not on {}: {reason}", arch.name);
-        return Err(Error::input("--gemm vendor", problem, "give --gemm auto or native"));
+        let remedy = "give --gemm auto, or native: the engine's own products";
+        return Err(Error::input("--gemm vendor", problem, remedy));
     }
-    arch.wishes.gemm = gemm;
     for wish in wishes {
         let bit = KINDS.iter().position(|&(name, _)| name == wish.op).map_or(0, |i| 1 << i);
         if wish.device == "cpu" {
@@ -361,6 +370,11 @@ mod tests {
         let rdna1 = Arch::claim("gfx1010").expect("known");
         let hopper = Arch::claim("sm_90").expect("known");
         assert_eq!(of(&routes(&rdna1), "spectral"), Choice::Host);
+        // Where rocBLAS' files for such a card were seen, the user may have it.
+        let with_files = Arch { blas: true, ..rdna1.clone() };
+        assert_eq!(of(&routes(&with_files), "gemm"), Choice::Kernel);
+        let all = routes(&with_wishes(&with_files, Gemm::Vendor, &[]).expect("possible"));
+        assert_eq!(of(&all, "gemm"), Choice::Blas);
         let routes_with = |arch, gemm, wishes: &[Wish]| {
             routes(&with_wishes(arch, gemm, wishes).expect("possible"))
         };

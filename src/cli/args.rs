@@ -332,8 +332,18 @@ pub struct SynthArgs {
 Examples:
   engine devices
   engine devices --route spectral=gpu
-      the table of preferences as it would be with this flag")]
+      the table of preferences as it would be with this flag
+  engine devices --report
+      one file to send to us, with versions, facts, tests of the kernels; no private data")]
 pub struct DevicesArgs {
+    /// Write all that a maintainer needs into FILE
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        default_missing_value = "engine-devices.txt"
+    )]
+    pub report: Option<PathBuf>,
     /// Device
     #[command(flatten)]
     pub device: DeviceArgs,

@@ -4,22 +4,24 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::amd::{self, Amd};
 use super::args::DevicesArgs;
 use super::data_info::{row, section};
-use super::text;
+use super::{device_report, text};
 use crate::backend::cpu::Cpu;
 use crate::backend::gpu::cuda::Cuda;
 use crate::backend::gpu::driver::Driver;
 use crate::backend::route::{self, Choice, Preference};
 use crate::backend::{Arch, Backend, Machine, MemoryUse};
 use crate::config::{
-    Assignment, DeviceName, DeviceSettings, ModelName, PROFILES, Profile, Recompute, Settings,
-    resolve,
+    Assignment, DeviceName, DeviceSettings, Gemm, ModelName, PROFILES, Profile, Recompute,
+    Settings, resolve,
 };
 use crate::console::Console;
 use crate::model::{EegFormerConfig, ModelConfig, ShallowConfig};
 use crate::ops::loss::Pointwise;
 use crate::optim::Rule;
+use crate::train::device::Found;
 use crate::train::planner::{HostMemory, budget, host_memory, plan_batch};
 use crate::train::step::{Objective, StepSpec};
 use crate::{DType, Error, Result};
@@ -28,8 +30,13 @@ use crate::{DType, Error, Result};
 const CHANNELS: usize = 129;
 
 /// The card that each profile of one is named after.
-const CARD_OF_PROFILE: &[(&str, &str)] =
-    &[("rx5600xt", "gfx1010"), ("rtx3060", "sm_86"), ("rtx4090", "sm_89"), ("h200", "sm_90")];
+const CARD_OF_PROFILE: &[(&str, &str)] = &[
+    ("rx5600xt", "gfx1010"),
+    ("rx6800", "gfx1030"),
+    ("rtx3060", "sm_86"),
+    ("rtx4090", "sm_89"),
+    ("h200", "sm_90"),
+];
 
 /// Drivers that a GPU needs: (what, family, file names on Linux, macOS and Windows).
 const LIBRARIES: &[(&str, &str, &[&str])] = &[
@@ -60,8 +67,12 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     let memory = host_memory();
     let limit = wanted.memory.map(|bytes| bytes.0);
     let cpu = Cpu::new(settings.train.threads.unwrap_or(0), limit.unwrap_or(u64::MAX))?;
-    let (tables, refused) = tables(cpu.arch(), &wanted)?;
+    let amd = amd::look(wanted.gemm == Gemm::Vendor);
+    let in_use = in_use(&wanted, &amd);
+    let (tables, refused) = tables(cpu.arch(), in_use.as_ref(), &wanted)?;
     let report = Report {
+        in_use: in_use.unwrap_or_else(|| cpu.arch().clone()),
+        amd,
         cpu_name: cpu_name(),
         cpu: cpu.arch().clone(),
         memory,
@@ -70,11 +81,33 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
         refused,
         batches: batches(cpu.arch(), memory, &wanted, &flags)?,
     };
-    console.finish(report.words().trim_end(), &report.json());
+    let words = report.words();
+    let Some(path) = &args.report else {
+        console.finish(words.trim_end(), &report.json());
+        return Ok(());
+    };
+    let said = device_report::text(&words, &wanted);
+    std::fs::write(path, said).map_err(Error::io(path, "write"))?;
+    let text = format!("{}: read it, then send it with what you saw", path.display());
+    console.finish(&text, &json!({ "report": path }));
     Ok(())
 }
 
+/// The card that a run would take, with the flags' wishes where it can fulfil them; None for the CPU.
+fn in_use(wanted: &DeviceSettings, amd: &Amd) -> Option<Arch> {
+    let arch = match Found::search(wanted) {
+        Ok(Found::Cuda(card)) => Some(card.arch().clone()),
+        Ok(Found::Hip(_)) => amd.card.clone(),
+        // What keeps a card from being used is said in its row.
+        Ok(Found::Cpu(_)) | Err(_) => None,
+    };
+    arch.map(|arch| route::with_wishes(&arch, wanted.gemm, &wanted.route).unwrap_or(arch))
+}
+
 struct Report {
+    /// The card, or the CPU, that a run would take.
+    in_use: Arch,
+    amd: Amd,
     cpu_name: Option<String>,
     cpu: Arch,
     memory: Option<HostMemory>,
@@ -114,7 +147,7 @@ struct Refused {
 
 type Planned = std::result::Result<(usize, MemoryUse), String>;
 
-fn cpu_name() -> Option<String> {
+pub(super) fn cpu_name() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
     Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
@@ -159,16 +192,22 @@ fn libraries() -> Vec<Library> {
     LIBRARIES.iter().map(library).collect()
 }
 
-/// The tables of preferences: the CPU's, which is in force, and those of cards; and the cards on
-/// which the flags are impossible.
-fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<Refused>)> {
+/// The tables of preferences: that of the card which is in force, the CPU's, and those of other cards;
+/// and the cards on which the flags are impossible.
+fn tables(
+    cpu: &Arch,
+    in_use: Option<&Arch>,
+    wanted: &DeviceSettings,
+) -> Result<(Vec<Table>, Vec<Refused>)> {
     let family = |arch: &Arch| match arch.machine {
         Machine::Cpu => DeviceName::Cpu,
         Machine::Cuda { .. } => DeviceName::Cuda,
         Machine::Hip { .. } => DeviceName::Hip,
     };
     let asked = |arch: &Arch| [DeviceName::Auto, family(arch)].contains(&wanted.device);
-    let mut tables: Vec<Table> = Vec::new();
+    let own = in_use.map(|arch| (arch.name.clone(), route::routes(arch)));
+    let table = |(name, preferences)| Table { archs: vec![name], preferences };
+    let mut tables: Vec<Table> = own.into_iter().map(table).collect();
     if asked(cpu) {
         // Wishes about a GPU say nothing about a run on the CPU, unless that is what was asked for.
         let preferences = match wanted.device {
@@ -178,7 +217,9 @@ fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<Refuse
         tables.push(Table { archs: vec![cpu.name.clone()], preferences });
     }
     let mut refused = Vec::new();
-    for arch in Arch::claimable().filter_map(Arch::claim).filter(asked) {
+    let impossible = |arch: &Arch| route::with_wishes(arch, wanted.gemm, &wanted.route).is_err();
+    let other = |arch: &Arch| in_use.is_none_or(|own| own.name != arch.name) || impossible(arch);
+    for arch in Arch::claimable().filter_map(Arch::claim).filter(asked).filter(other) {
         let preferences = match route::with_wishes(&arch, wanted.gemm, &wanted.route)
             .map(|arch| route::routes(&arch))
         {
@@ -190,7 +231,8 @@ fn tables(cpu: &Arch, wanted: &DeviceSettings) -> Result<(Vec<Table>, Vec<Refuse
             }
             Err(error) => return Err(error),
         };
-        match tables.iter_mut().find(|table| table.preferences == preferences) {
+        let others = tables.iter_mut().skip(usize::from(in_use.is_some()));
+        match others.into_iter().find(|table| table.preferences == preferences) {
             Some(table) => table.archs.push(arch.name),
             None => tables.push(Table { archs: vec![arch.name], preferences }),
         }
@@ -330,6 +372,7 @@ impl Report {
         let head = [row(["cpu", &format!("{name}, {threads}, {isa}")]), row(["memory", &memory])];
         section(&mut out, "Devices", &head);
         let mut gpu = vec![row(["NVIDIA card", &nvidia_words()])];
+        gpu.extend(self.amd.rows.iter().map(|[name, words]| row([name, words])));
         for library in &self.libraries {
             let found = match &library.found {
                 Some(path) => path.display().to_string(),
@@ -339,7 +382,7 @@ impl Report {
         }
         section(&mut out, "GPUs", &gpu);
         for table in &self.tables {
-            let in_force = match table.archs.contains(&self.cpu.name) {
+            let in_force = match table.archs.contains(&self.in_use.name) {
                 true => ", in force",
                 false => ", as it will be planned",
             };
@@ -391,11 +434,17 @@ impl Report {
             });
             json!({ "profile": b.profile, "cpu": b.host.as_ref().map(planned), "card": card })
         };
+        let backends: &[&str] = match self.in_use.machine {
+            Machine::Cpu => &[],
+            Machine::Cuda { .. } => &["cuda"],
+            Machine::Hip { .. } => &["hip"],
+        };
         json!({
-            "in_use": self.cpu.name,
+            "in_use": self.in_use.name,
             "cpu": { "name": self.cpu_name, "threads": self.cpu.units },
             "memory": self.memory,
-            "gpu_backends": [],
+            "gpu_backends": backends,
+            "amd": self.amd.rows,
             "libraries": self.libraries.iter().map(library).collect::<Vec<_>>(),
             "routes": self.tables.iter().map(table).collect::<Vec<_>>(),
             "impossible": self.refused.iter().map(refused).collect::<Vec<_>>(),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{EvaluateArgs, PredictArgs, Split as Part};
 use super::train::device;
-use crate::config::{self, Assignment, Settings};
+use crate::config::{self, Amp, Assignment, Settings};
 use crate::console::Console;
 use crate::data::window::Window;
 use crate::data::{Recording, montage, prepare, preprocess};
@@ -29,7 +29,10 @@ fn settings_of(paths: &RunPaths, data: Option<&PathBuf>, flags: &[Assignment]) -
         };
         all.push(Assignment::new("--data", "data.dir", text));
     }
-    Ok(config::resolve(Some(&paths.config()), &all, None)?.settings)
+    let mut settings = config::resolve(Some(&paths.config()), &all, None)?.settings;
+    // Scores are computed in f32, whatever the model was trained in and this device has.
+    settings.train.amp = Amp::Off;
+    Ok(settings)
 }
 
 /// The checkpoint a word or path names. A cross-validation keeps one for each fold.

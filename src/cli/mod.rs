@@ -3,14 +3,16 @@
 //! # Layout
 //! [`args`] the commands and their flags, which become the top layer of settings -> one file per
 //! command: [`train`], [`evaluate`] (and predict), [`data_info`] (with [`columns`] and
-//! [`recording_info`]), [`data_prepare`], [`data_synth`], [`devices`] -> [`text`] numbers and tables
-//! in words.
+//! [`recording_info`]), [`data_prepare`], [`data_synth`], [`devices`] (with `amd` and `device_report`) ->
+//! [`text`] numbers and tables in words.
 
+mod amd;
 pub mod args;
 pub mod columns;
 pub mod data_info;
 pub mod data_prepare;
 pub mod data_synth;
+mod device_report;
 pub mod devices;
 pub mod evaluate;
 pub mod recording_info;

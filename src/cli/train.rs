@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::TrainArgs;
 use crate::backend::Backend;
-use crate::config::{self, Resolved, Settings};
+use crate::config::{self, Profile, Resolved, Settings};
 use crate::console::{self, Console};
 use crate::data::split::{Part, Split, Strata, by_fractions, k_fold};
 use crate::data::window::Window;
@@ -29,7 +29,7 @@ use crate::{Error, Result};
 /// # Errors
 /// As [`Found::search`] and [`Found::open`].
 pub fn device(settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>> {
-    opened(Found::search(settings.device.device)?, settings, console)
+    opened(Found::search(&settings.device)?, settings, console)
 }
 
 fn opened(found: Found, settings: &Settings, console: &Console) -> Result<Arc<dyn Backend>> {
@@ -56,8 +56,8 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
             let flags = args.assignments()?;
             let file = args.settings.config.as_deref();
             // The profile is that of the device, which flags and file may name.
-            let wanted = config::resolve(file, &flags, None)?.settings.device.device;
-            let device = Found::search(wanted)?;
+            let wanted = config::resolve(file, &flags, None)?.settings.device;
+            let device = Found::search(&wanted)?;
             let resolved = config::resolve(file, &flags, Some(device.profile()))?;
             found = Some(device);
             check_paths(&resolved.settings)?;
@@ -133,6 +133,11 @@ impl Session<'_> {
             Some(found) => opened(found, settings, self.console)?,
             None => device(settings, self.console)?,
         };
+        if let Some(profile) = settings.run.profile.as_deref().and_then(config::profile) {
+            let Profile { name, machine, .. } = profile;
+            let how = "--profile NAME, another flag or --set SECTION.NAME=VALUE replaces it";
+            self.console.say(&format!("profile {name} ({machine}); {how}"));
+        }
         let data = match dataset::open(settings, self.console, signal::stop_flag()) {
             Err(_) if signal::stop_requested() => return Ok(Ended::Interrupted),
             other => other?,
@@ -170,7 +175,10 @@ impl Session<'_> {
             let part = self.score(&fit, &data, split, &train, &mut collected)?;
             folds.push((split.train.len(), part));
             training.extend(train);
-            if i + 1 == splits.len() {
+            if i + 1 < splits.len() {
+                drop(fit);
+                backend.trim()?;
+            } else {
                 let test = self.tested(&data, split);
                 let channels = results::channel_map(fit.step(), fit.about(), &data, &test)?;
                 shown = Some((channels, results::spectral_gain(fit.step(), fit.about())?, fit));

@@ -28,6 +28,11 @@ pub const PROFILES: &[Profile] = &[
         toml: include_str!("profiles/rx5600xt.toml"),
     },
     Profile {
+        name: "rx6800",
+        machine: "AMD RX 6800, 16 GB, RDNA2",
+        toml: include_str!("profiles/rx6800.toml"),
+    },
+    Profile {
         name: "rtx3060",
         machine: "NVIDIA RTX 3060, 12 GB",
         toml: include_str!("profiles/rtx3060.toml"),

@@ -31,7 +31,8 @@ use crate::{Error, Result};
 
 /// Implements [`crate::backend::Op`] for a parameter struct that has a
 /// [`crate::backend::cpu::host::HostKernel`]: name, and the plan of its kernels, named after the op
-/// and the type. An op that can be a plain matrix product has a function `vendor` that says when.
+/// and the type. An op that can be a plain matrix product has a function `vendor` that says when; one
+/// that never reads its outputs may say so by `overwrites`.
 macro_rules! op {
     ($type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr) => {
         op!($type, $name, |$op, $arch, $kernel| $plan, vendor = |_| false);
@@ -40,7 +41,18 @@ macro_rules! op {
         $type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr,
         vendor = $vendor:expr
     ) => {
+        op!($type, $name, |$op, $arch, $kernel| $plan, vendor = $vendor, overwrites = |_| false);
+    };
+    (
+        $type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr,
+        vendor = $vendor:expr, overwrites = $overwrites:expr
+    ) => {
         impl crate::backend::Op for $type {
+            fn reads_outputs(&self) -> bool {
+                let overwrites: fn(&$type) -> bool = $overwrites;
+                !overwrites(self)
+            }
+
             fn name(&self) -> &'static str {
                 $name
             }

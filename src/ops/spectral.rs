@@ -52,20 +52,26 @@ pub struct SpectralGrad {
     with_input: u32,
 }
 
-op!(Spectral, "spectral", |op, arch, kernel| {
-    let of = &op.of;
-    match of.pairs(arch, |pairs| of.bytes(of.time() * pairs)) {
-        Some(pairs) => {
-            let grid = of.grid(pairs, 8 * arch.units);
-            let shared = of.bytes(of.time() * pairs as usize);
-            Plan::new(kernel, grid, of.block(pairs)).shared(shared)
+op!(
+    Spectral,
+    "spectral",
+    |op, arch, kernel| {
+        let of = &op.of;
+        match of.pairs(arch, |pairs| of.bytes(of.time() * pairs)) {
+            Some(pairs) => {
+                let grid = of.grid(pairs, 8 * arch.units);
+                let shared = of.bytes(of.time() * pairs as usize);
+                Plan::new(kernel, grid, of.block(pairs)).shared(shared)
+            }
+            None => {
+                let grid = of.grid(of.narrow(), 2 * arch.units);
+                Plan::new(stage(kernel, "any"), grid, 256).workspace(of.buffers(grid, 2))
+            }
         }
-        None => {
-            let grid = of.grid(of.narrow(), 2 * arch.units);
-            Plan::new(stage(kernel, "any"), grid, 256).workspace(of.buffers(grid, 2))
-        }
-    }
-});
+    },
+    vendor = |_| false,
+    overwrites = |op| op.of.accumulate == 0
+);
 
 op!(SpectralGrad, "spectral_grad", |op, arch, kernel| {
     let of = &op.of;

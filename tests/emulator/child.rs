@@ -7,7 +7,10 @@ use engine::backend::cpu::Cpu;
 use engine::backend::gpu::Gpu;
 use engine::backend::gpu::driver::{Driver, Launch, Operands};
 use engine::backend::gpu::hip::{self, Hip};
+use engine::backend::gpu::self_test;
+use engine::backend::route;
 use engine::backend::{Arch, Backend, Stage};
+use engine::config::{Gemm, Route as Wish};
 use engine::data::rng::Rng;
 use engine::nn::params::Params;
 use engine::ops::elementwise::{self, Axpy, Fill};
@@ -182,6 +185,65 @@ fn fill_is_wrong() {
     if params.backend().read::<f32>(&x).expect("reads") != [3.0; 300] {
         println!("fill is off");
     }
+}
+
+/// The self-test of one kind of op, all others being on the CPU.
+#[test]
+#[ignore = "started by the others"]
+fn family() {
+    if !is_child() {
+        return;
+    }
+    let wanted = std::env::var("ENGINE_EMULATOR_KIND").expect("a kind of op");
+    let driver = Hip::open(0, false).unwrap_or_else(|error| panic!("{error}"));
+    let wish = |kind: &str| Wish {
+        op: kind.into(),
+        device: if kind == wanted { "gpu" } else { "cpu" }.into(),
+    };
+    let wishes: Vec<Wish> = route::kinds().map(wish).collect();
+    let arch = route::with_wishes(driver.arch(), Gemm::Auto, &wishes).expect("possible");
+    let device: Arc<dyn Backend> = Arc::new(Gpu::new(driver, arch.clone(), 64 << 20));
+    let tests = self_test::run(&device, None).expect("runs");
+    assert!(tests.iter().all(|test| test.kind == wanted) && !tests.is_empty());
+    self_test::check(&arch, tests).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Memory goes back when nothing needs it, and not before.
+#[test]
+#[ignore = "started by the others"]
+fn trims() {
+    if !is_child() {
+        return;
+    }
+    let gpu = card();
+    let free = || gpu.driver().memory().expect("known").0;
+    let before = free();
+    let backend: Arc<dyn Backend> = Arc::clone(&gpu) as _;
+    let params = params_on(Arc::clone(&backend));
+    let x = backend.tensor([300], &[1.0f32; 300], "x").expect("fits");
+    let recorded = backend.record(&mut || {
+        let tape = Tape::inference(&params);
+        let twice = backend.empty([300], DType::F32, "twice")?;
+        tape.run(Axpy::scaling(300, 2.0), &[&x], &[&twice])?;
+        tape.run(Axpy::scaling(300, 2.0), &[&twice], &[&x])
+    });
+    let recorded = recorded.expect("records").expect("can record");
+    backend.trim().expect("trims");
+    backend.replay(&recorded).expect("its memory is there");
+    assert_eq!(backend.read::<f32>(&x).expect("reads"), [4.0; 300]);
+    // Timed, a step runs op by op.
+    backend.timings(true);
+    backend.replay(&recorded).expect("runs");
+    let timed = backend.timings(false).expect("was on");
+    assert!(timed.len() == 2 && timed.iter().all(|t| t.op == "axpy" && t.ms >= 0.0), "{timed:?}");
+    assert_eq!(backend.read::<f32>(&x).expect("reads"), [16.0; 300]);
+    let held = before - free();
+    drop(recorded);
+    backend.trim().expect("trims");
+    assert!(before - free() < held, "the step's memory went back");
+    drop((x, params));
+    backend.trim().expect("trims");
+    assert_eq!(free(), before);
 }
 
 #[test]

@@ -5,13 +5,20 @@
 //! # Layout
 //! This file builds the stand-ins and starts the tests of [`child`], each in a process of its own, as
 //! the runtime is opened once in a process and some faults end it. `planted.cu` holds mistakes that the
-//! emulator must find.
+//! emulator must find, [`seeded`] puts one into every family of the program's own kernels. [`program`]
+//! runs the program itself on an emulated card, [`rocm`] on machines where AMD's stack is absent,
+//! incomplete or broken.
 
 #[path = "../cases/mod.rs"]
 mod cases;
 mod child;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../cases/compare.rs"]
 mod compare;
+mod program;
+mod rocm;
+mod seeded;
 mod stand_in;
 
 use stand_in::{Build, Child};
@@ -30,26 +37,37 @@ fn every_op_on_every_card() {
 
 #[test]
 fn every_op_stays_in_its_memory() {
-    let Some(child) = Build::asan(32).child("op_table") else { return };
-    child.env("ENGINE_EMULATOR_CASES", "f32,bf16,f16").succeeds();
+    for (arch, wave, seed) in CARDS {
+        let Some(child) = Build::asan(wave).child("op_table") else { return };
+        let child = child.env("ENGINE_EMULATOR_ARCH", arch).env("ENGINE_EMULATOR_SEED", seed);
+        child.env("ENGINE_EMULATOR_CASES", "f32,bf16,f16").succeeds();
+    }
 }
 
 #[test]
 fn no_op_races() {
-    // On RDNA the products of f16 have code of their own.
-    for (arch, wave, types) in [("gfx1010", 32, "bf16,f16"), ("gfx90a", 64, "bf16")] {
+    for (arch, wave, seed) in CARDS {
+        // On RDNA the products of f16 have code of their own.
+        let types = if wave == 32 { "bf16,f16" } else { "bf16" };
         let Some(child) = Build::race(wave).child("op_table") else { return };
+        let child = child.env("ENGINE_EMULATOR_SEED", seed);
         child.env("ENGINE_EMULATOR_ARCH", arch).env("ENGINE_EMULATOR_CASES", types).succeeds();
     }
 }
 
 #[test]
 fn products_by_hipblas() {
-    let Some(child) = Build::plain(32).child("vendor_products") else { return };
+    let Some(libraries) = Build::plain(32).libraries() else { return };
     let files = tempfile::tempdir().expect("a folder");
     std::fs::write(files.path().join("TensileLibrary_lazy_gfx1100.dat"), b"").expect("writes");
-    let child = child.env("ENGINE_EMULATOR_ARCH", "gfx1100");
-    child.env("ROCBLAS_TENSILE_LIBPATH", &files.path().to_string_lossy()).succeeds();
+    // The three interfaces that hipBLAS has had.
+    for name in ["libhipblas.so.1", "libhipblas.so", "libhipblas.so.3"] {
+        let library = libraries.hipblas.with_file_name(name);
+        let Some(child) = Build::plain(32).child("vendor_products") else { return };
+        let child = child.env("ENGINE_HIPBLAS_LIBRARY", &library.to_string_lossy());
+        let child = child.env("ENGINE_EMULATOR_ARCH", "gfx1100");
+        child.env("ROCBLAS_TENSILE_LIBPATH", &files.path().to_string_lossy()).succeeds();
+    }
     // Without files for the card hipBLAS is not touched.
     let Some(child) = Build::plain(32).child("no_vendor") else { return };
     child.env("ROCBLAS_TENSILE_LIBPATH", &files.path().to_string_lossy()).succeeds();
@@ -61,6 +79,12 @@ fn recorded_steps_give_the_same_numbers() {
         let Some(child) = Build::plain(32).child("replay") else { return };
         child.env("ENGINE_HIP_GRAPHS", graphs).succeeds();
     }
+}
+
+#[test]
+fn memory_goes_back_when_nothing_needs_it() {
+    let Some(child) = Build::plain(32).child("trims") else { return };
+    child.succeeds();
 }
 
 /// Every fault has its own message, and none ends the process.
@@ -132,8 +156,9 @@ fn planted_mistakes_are_found() {
         (Build::race(32), &race[..]),
         (Build::race(64), &race[..]),
     ];
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/planted.cu");
     for (build, mistakes) in builds {
-        let build = build.with_kernels("tests/emulator/planted.cu");
+        let build = build.with_kernels("planted", vec![file.clone()]);
         for (kernel, words) in mistakes {
             let Some(child) = planted(&build, kernel) else { return };
             if words.is_empty() { child.succeeds() } else { child.ends_saying(words) }

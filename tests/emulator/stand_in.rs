@@ -12,7 +12,15 @@ use engine::backend::{Arch, Machine};
 pub struct Build {
     kind: &'static str,
     wave: u32,
-    kernels: Option<&'static str>,
+    /// Other kernels than the program's: a name for the set, and the files.
+    kernels: Option<(&'static str, Vec<PathBuf>)>,
+}
+
+/// What a program needs to run on a build.
+pub struct Libraries {
+    pub hip: PathBuf,
+    pub hipblas: PathBuf,
+    pub image: PathBuf,
 }
 
 impl Build {
@@ -28,10 +36,20 @@ impl Build {
         Self { kind: "race", wave, kernels: None }
     }
 
-    /// This file's kernels instead of the program's.
-    pub fn with_kernels(mut self, file: &'static str) -> Self {
-        self.kernels = Some(file);
+    /// These files' kernels instead of the program's.
+    pub fn with_kernels(mut self, name: &'static str, files: Vec<PathBuf>) -> Self {
+        self.kernels = Some((name, files));
         self
+    }
+
+    /// The libraries, built where the sources are newer; None without a compiler.
+    pub fn libraries(&self) -> Option<Libraries> {
+        let folder = self.folder()?;
+        Some(Libraries {
+            hip: folder.join("libamdhip64.so"),
+            hipblas: folder.join("libhipblas.so"),
+            image: folder.join("emulator.image"),
+        })
     }
 
     /// The folder with the libraries, built where the sources are newer; None without a compiler.
@@ -44,11 +62,12 @@ impl Build {
             return None;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let set = self.kernels.map_or("kernels", |_| "planted");
+        let set = self.kernels.as_ref().map_or("kernels", |(name, _)| name);
         let name = format!("emulator/{set}-{}-{}", self.kind, self.wave);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let stamp = folder.join("sources");
-        let sources = format!("{:x}", sources(root));
+        let own = self.kernels.as_ref().map(|(_, files)| files.clone()).unwrap_or_default();
+        let sources = format!("{:x}", sources(root, &own));
         if std::fs::read_to_string(&stamp).is_ok_and(|built| built == sources) {
             return Some(folder);
         }
@@ -57,8 +76,8 @@ impl Build {
         if self.kind != "plain" {
             build.arg(format!("--{}", self.kind));
         }
-        if let Some(file) = self.kernels {
-            build.arg("--kernels").arg(root.join(file));
+        if !own.is_empty() {
+            build.arg("--kernels").args(own);
         }
         let output = build.output().expect("bash runs the script");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -72,13 +91,7 @@ impl Build {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         let test = format!("child::{name}");
         command.args(["--exact", &test, "--ignored", "--nocapture", "--test-threads=1"]);
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy().into_owned();
-            let ours = ["ENGINE_HIP", "ENGINE_EMULATOR", "HSA_", "ROC", "HIP_"];
-            if ours.iter().any(|start| name.starts_with(start)) {
-                command.env_remove(name);
-            }
-        }
+        clear(&mut command);
         command.env("ENGINE_EMULATOR_CHILD", "1");
         command.env("ENGINE_HIP_LIBRARY", folder.join("libamdhip64.so"));
         command.env("ENGINE_HIPBLAS_LIBRARY", folder.join("libhipblas.so"));
@@ -95,8 +108,19 @@ impl Build {
     }
 }
 
+/// Takes out of a program's environment what would change which card it sees.
+pub fn clear(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let ours = ["ENGINE_HIP_", "ENGINE_EMULATOR", "HSA_", "ROC", "HIP_"];
+        if ours.iter().any(|start| name.starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+}
+
 /// A hash of everything the emulator is built from.
-fn sources(root: &Path) -> u64 {
+fn sources(root: &Path, more: &[PathBuf]) -> u64 {
     let mut hasher = DefaultHasher::new();
     let mut folders = vec![root.join("kernels"), root.join("tests/emulator")];
     let mut files = vec![root.join("src/backend/gpu/hip/engine_hip.h")];
@@ -107,6 +131,7 @@ fn sources(root: &Path) -> u64 {
         }
     }
     files.retain(|file| file.extension().is_none_or(|e| e != "rs"));
+    files.extend_from_slice(more);
     files.sort();
     for file in files {
         (file.to_string_lossy(), std::fs::read(&file).unwrap_or_default()).hash(&mut hasher);

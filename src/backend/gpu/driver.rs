@@ -64,6 +64,12 @@ pub trait Driver: Debug + Send + Sync + Sized + 'static {
     /// [`crate::Error::OutOfMemory`].
     fn alloc(&self, bytes: usize) -> Result<u64>;
 
+    /// Gives back memory of [`Driver::alloc`], which no work uses any more; waits for the queue.
+    ///
+    /// # Errors
+    /// As above.
+    fn free(&self, address: u64) -> Result<()>;
+
     /// Copies to the card, in queue order; `from` may be overwritten on return.
     ///
     /// # Errors

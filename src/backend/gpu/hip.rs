@@ -1,13 +1,16 @@
 //! AMD's driver: the HIP runtime of ROCm 5 to 7, opened at run time.
 //!
 //! # Layout
-//! [`Hip`], the driver; `library`, which runtime is opened, and its errors in words; `vendor`, hipBLAS;
-//! `sys`, declarations made by bindgen from `engine_hip.h` and `engine_hipblas.h`.
+//! [`Hip`], the driver; [`facts`], what there is of AMD's on this machine and what is wrong with it;
+//! `handles`, what frees itself; `library`, which runtime is opened, and its errors in words; `vendor`,
+//! hipBLAS; `sys`, declarations made by bindgen from `engine_hip.h` and `engine_hipblas.h`.
 //!
 //! Variables: `ENGINE_HIP_LIBRARY` and `ENGINE_HIPBLAS_LIBRARY` name the libraries' files,
 //! `ENGINE_HIP_IMAGE` a module image instead of those in this program, `ENGINE_HIP_GRAPHS=0` runs steps
 //! without graphs.
 
+pub mod facts;
+mod handles;
 mod library;
 #[allow(missing_docs, nonstandard_style, dead_code, unsafe_op_in_unsafe_fn, clippy::all)]
 #[rustfmt::skip]
@@ -15,10 +18,12 @@ mod sys;
 mod vendor;
 
 use std::ffi::{CString, c_int, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use self::library::{Library, refused};
-use self::sys::{hipError_t, hipEvent_t, hipStream_t};
+pub use self::facts::{count, runtime, warnings};
+use self::handles::{Context, Event, Function, Graph, Module, Pinned, Read, Resources, lock};
+use self::library::refused;
+use self::sys::hipError_t;
 use self::vendor::Blas;
 use super::blas::Product;
 use super::driver::{Driver, Launch};
@@ -30,98 +35,11 @@ use crate::{Error, Result};
 const STAGING: usize = 16 << 20;
 /// Pinned buffers in turn: the host fills one while the card reads another.
 const STAGINGS: usize = 3;
-/// Largest copy to the host that a slot of [`Driver::begin_read`] holds.
+/// Least bytes of a slot of [`Driver::begin_read`].
 const READ: usize = 256;
 
-/// One card's stream. Handles made beside it keep it alive.
-#[derive(Debug)]
-struct Context {
-    library: &'static Library,
-    device: c_int,
-    stream: hipStream_t,
-}
-
-// SAFETY: HIP handles may be used from any thread that has chosen their card; every use below goes
-// through `Context::enter`, which does.
-unsafe impl Send for Context {}
-// SAFETY: as above; the driver locks its own state.
-unsafe impl Sync for Context {}
-
-impl Context {
-    /// Chooses the card for this thread.
-    fn enter(&self) -> Result<&HipCalls> {
-        // SAFETY: a card that was counted.
-        let code = unsafe { self.library.runtime.hipSetDevice(self.device) };
-        self.check("choosing the card", code)?;
-        Ok(&self.library.runtime)
-    }
-
-    fn check(&self, what: &str, code: hipError_t) -> Result<()> {
-        self.library.check(what, code)
-    }
-}
-
-type HipCalls = sys::runtime::HipLib;
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        if let Ok(hip) = self.enter() {
-            // SAFETY: made in `Hip::open`; nothing that uses it outlives this.
-            unsafe { hip.hipStreamDestroy(self.stream) };
-        }
-    }
-}
-
-/// Pinned memory of the host.
-#[derive(Debug)]
-struct Pinned {
-    base: *mut u8,
-    /// Recorded after the copy that used it last.
-    used: hipEvent_t,
-}
-
-// SAFETY: plain memory and an event, used under the lock of their owner.
-unsafe impl Send for Pinned {}
-// SAFETY: as above.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    /// `context` has been entered.
-    fn new(context: &Context, bytes: usize) -> Result<Self> {
-        let hip = &context.library.runtime;
-        let mut base: *mut c_void = std::ptr::null_mut();
-        let mut used = std::ptr::null_mut();
-        // SAFETY: both write one handle; freed in `Hip::drop`.
-        unsafe {
-            let code = hip.hipHostMalloc(&mut base, bytes, sys::hipHostMallocDefault);
-            context.check("pinned memory of the host", code)?;
-            let code = hip.hipEventCreateWithFlags(&mut used, sys::hipEventDisableTiming);
-            context.check("an event", code)?;
-        }
-        Ok(Self { base: base.cast(), used })
-    }
-}
-
-/// What grows while the driver is in use.
-#[derive(Debug, Default)]
-struct Resources {
-    chunks: Vec<u64>,
-    staging: Vec<Pinned>,
-    next: usize,
-    /// Slots of finished reads, to be used again.
-    free_reads: Vec<Pinned>,
-}
-
-/// A loaded image, and the kernels it is known to hold; empty: any.
-#[derive(Debug)]
-struct Module {
-    handle: sys::hipModule_t,
-    kernels: &'static [&'static str],
-}
-// SAFETY: a handle of the card; see `Context`.
-unsafe impl Send for Module {}
-// SAFETY: as above.
-unsafe impl Sync for Module {}
+/// What a desktop with a browser holds of a card's memory, generously.
+const DESKTOP: u64 = 1 << 30;
 
 /// One AMD card.
 #[derive(Debug)]
@@ -135,40 +53,22 @@ pub struct Hip {
     resources: Arc<Mutex<Resources>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Number of cards.
-///
-/// # Errors
-/// [`Error::Device`] with what is missing and what would mend it.
-pub fn count() -> Result<usize> {
-    library::open()?.count()
-}
-
-/// The runtime that was opened and its version: ("libamdhip64.so.6", "6.3").
-///
-/// # Errors
-/// [`Error::Device`] where there is none.
-pub fn runtime() -> Result<(String, Option<String>)> {
-    let library = library::open()?;
-    Ok((library.name.clone(), library.version()))
-}
-
-/// What is set on this machine that is known to do harm, each with its remedy.
-pub fn warnings() -> Vec<String> {
-    let set = std::env::var("HSA_OVERRIDE_GFX_VERSION");
-    let warn = |version: String| {
-        format!(
-            "HSA_OVERRIDE_GFX_VERSION={version} makes the card take another card's code, which has \
-             crashed systems; this program has code for the card itself: unset it"
-        )
-    };
-    set.into_iter().map(warn).collect()
-}
-
 impl Hip {
+    /// Opens the first card that can be used: a desktop's processor may have one of its own besides.
+    ///
+    /// # Errors
+    /// Where there is none, what is wrong with the first.
+    pub fn first(vendor: bool) -> Result<Self> {
+        let mut problem = None;
+        for ordinal in 0..count()? {
+            match Self::open(ordinal, vendor) {
+                Ok(card) => return Ok(card),
+                Err(error) => problem = problem.or(Some(error)),
+            }
+        }
+        Err(problem.unwrap_or_else(facts::no_card))
+    }
+
     /// Opens card number `ordinal`. hipBLAS is opened where its files for the card are there; on
     /// RDNA1, only if `vendor` asks for it as well.
     ///
@@ -219,6 +119,13 @@ impl Hip {
         self.blas.as_ref().map(Blas::files)
     }
 
+    /// Bytes of memory to leave alone. A card of RDNA may drive a display, and the runtime does not
+    /// count what the desktop holds as taken: filled to the brim, the driver moves the desktop's
+    /// memory in and out, and the system stalls.
+    pub fn reserve(&self) -> u64 {
+        if self.arch.is_rdna() { DESKTOP.min(self.arch.memory / 4) } else { 0 }
+    }
+
     fn out_of_memory(&self, bytes: usize) -> Error {
         let (free, total) = self.memory().unwrap_or((0, self.arch.memory));
         let own: u64 = total - free;
@@ -233,7 +140,7 @@ impl Hip {
 }
 
 /// Loads the program's kernels for a card, or the image that ENGINE_HIP_IMAGE names.
-fn load_modules(context: &Context, arch: &Arch) -> Result<Vec<Module>> {
+fn load_modules(context: &Arc<Context>, arch: &Arch) -> Result<Vec<Module>> {
     if let Some(path) = std::env::var_os("ENGINE_HIP_IMAGE") {
         let mut bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
         bytes.push(0);
@@ -251,7 +158,7 @@ fn load_modules(context: &Context, arch: &Arch) -> Result<Vec<Module>> {
 }
 
 fn load(
-    context: &Context,
+    context: &Arc<Context>,
     bytes: &[u8],
     kernels: &'static [&'static str],
     what: &str,
@@ -261,75 +168,8 @@ fn load(
     let code =
         unsafe { context.library.runtime.hipModuleLoadData(&mut handle, bytes.as_ptr().cast()) };
     context.check(what, code)?;
-    Ok(Module { handle, kernels })
+    Ok(Module { context: Arc::clone(context), handle, kernels })
 }
-
-/// A recorded graph.
-#[derive(Debug)]
-pub struct Graph {
-    context: Arc<Context>,
-    exec: sys::hipGraphExec_t,
-}
-// SAFETY: see `Context`.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if let Ok(hip) = self.context.enter() {
-            // SAFETY: live handles; the graph may still be running, so it is waited for.
-            unsafe {
-                hip.hipStreamSynchronize(self.context.stream);
-                hip.hipGraphExecDestroy(self.exec);
-            }
-        }
-    }
-}
-
-/// A moment in the queue.
-#[derive(Debug)]
-pub struct Event {
-    context: Arc<Context>,
-    event: hipEvent_t,
-}
-// SAFETY: see `Context`.
-unsafe impl Send for Event {}
-// SAFETY: as above.
-unsafe impl Sync for Event {}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if let Ok(hip) = self.context.enter() {
-            // SAFETY: a live event, destroyed once.
-            unsafe { hip.hipEventDestroy(self.event) };
-        }
-    }
-}
-
-/// A copy to the host that is under way. Its slot is used again once it is dropped.
-#[derive(Debug)]
-pub struct Read {
-    slot: Option<Pinned>,
-    bytes: usize,
-    resources: Arc<Mutex<Resources>>,
-    // Dropped after the slot has gone back.
-    _context: Arc<Context>,
-}
-
-impl Drop for Read {
-    fn drop(&mut self) {
-        lock(&self.resources).free_reads.extend(self.slot.take());
-    }
-}
-
-/// A kernel's handle.
-#[derive(Debug, Clone, Copy)]
-pub struct Function(sys::hipFunction_t);
-// SAFETY: see `Context`.
-unsafe impl Send for Function {}
-// SAFETY: as above.
-unsafe impl Sync for Function {}
 
 impl Driver for Hip {
     type Function = Function;
@@ -361,6 +201,14 @@ impl Driver for Hip {
         self.context.check("memory of the card", code)?;
         lock(&self.resources).chunks.push(address as u64);
         Ok(address as u64)
+    }
+
+    fn free(&self, address: u64) -> Result<()> {
+        let hip = self.context.enter()?;
+        lock(&self.resources).chunks.retain(|&chunk| chunk != address);
+        // SAFETY: memory of `alloc`, which nothing uses any more; the call waits for the card.
+        let code = unsafe { hip.hipFree(address as *mut c_void) };
+        self.context.check("giving memory back", code)
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -406,16 +254,13 @@ impl Driver for Hip {
     }
 
     fn begin_read(&self, from: u64, bytes: usize) -> Result<Read> {
-        if bytes > READ {
-            return Err(Error::shape("download_later", format!("{bytes} bytes at once")));
-        }
         let hip = self.context.enter()?;
         let check = |code| self.context.check("a copy from the card", code);
-        let kept = lock(&self.resources).free_reads.pop();
-        let slot = kept.map_or_else(|| Pinned::new(&self.context, READ), Ok)?;
+        let kept = lock(&self.resources).slot_for(bytes);
+        let slot = kept.map_or_else(|| Pinned::new(&self.context, bytes.max(READ)), Ok)?;
         let kind = sys::hipMemcpyDeviceToHost as c_int;
         let stream = self.context.stream;
-        // SAFETY: the slot has READ bytes and is nobody else's until its `Read` is dropped.
+        // SAFETY: the slot has so many bytes and is nobody else's until its `Read` is dropped.
         unsafe {
             let from = from as *const c_void;
             check(hip.hipMemcpyAsync(slot.base.cast(), from, bytes, kind, stream))?;
@@ -558,24 +403,18 @@ impl Driver for Hip {
 
 impl Drop for Hip {
     fn drop(&mut self) {
-        let Ok(hip) = self.context.enter() else { return };
+        let hip = self.context.leave();
         let mut resources = lock(&self.resources);
         // SAFETY: the queue is waited for first; each handle is freed once and used by nobody after.
         unsafe {
             hip.hipStreamSynchronize(self.context.stream);
             let staging = std::mem::take(&mut resources.staging);
-            for Pinned { base, used } in staging.into_iter().chain(resources.free_reads.drain(..)) {
-                hip.hipEventDestroy(used);
-                hip.hipHostFree(base.cast());
-            }
+            staging.into_iter().chain(resources.free_reads.drain(..)).for_each(|p| p.free(hip));
             for address in resources.chunks.drain(..) {
                 hip.hipFree(address as *mut c_void);
             }
             if let Some(mut blas) = self.blas.take() {
                 blas.close();
-            }
-            for module in self.modules.drain(..) {
-                hip.hipModuleUnload(module.handle);
             }
         }
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::blas::Product;
 use super::driver::{Driver, Launch, MAX_AT, Operands};
+use super::host::{Host, HostWork, Reads, Span, last_writer, span};
 use super::lanes::{Touched, schedule};
-use crate::backend::cpu::Cpu;
 use crate::backend::null::check_copy;
 use crate::backend::{
     Arch, Arena, Backend, Io, Later, Mem, MemoryUse, Op, Plan, Replay, Route, Timed,
@@ -32,23 +32,25 @@ enum Kind<F> {
     Host(HostWork),
 }
 
-/// An op that runs on the host, on copies of its operands.
-#[derive(Debug)]
-struct HostWork {
-    op: Box<dyn Op>,
-    views: Box<[View]>,
-    inputs: usize,
-}
-
-/// A stretch of a recorded step: its ops, and the graph that runs them all where there is one.
+/// A stretch of a recorded step: its ops, and the graph that runs them all where there is one. An op
+/// of the host is a stretch of its own.
 #[derive(Debug)]
 struct Segment<D: Driver> {
     graph: Option<D::Graph>,
     ops: Vec<Work<D::Function>>,
+    /// Operands of the host's ops that can be read from here on: segment and view.
+    then_read: Vec<(usize, usize)>,
 }
 
 /// A recorded step.
-type Recorded<D> = Vec<Segment<D>>;
+#[derive(Debug)]
+struct Recorded<D: Driver> {
+    segments: Vec<Segment<D>>,
+    /// As [`Segment::then_read`], before the first.
+    read_first: Vec<(usize, usize)>,
+    /// Its addresses are in the step's memory.
+    _needs_memory: Arc<()>,
+}
 
 /// A card as a backend.
 #[derive(Debug)]
@@ -58,7 +60,9 @@ pub struct Gpu<D: Driver> {
     arena: Arc<Arena>,
     noted: Mutex<Option<Vec<Work<D::Function>>>>,
     functions: Mutex<HashMap<String, D::Function>>,
-    host: Mutex<Option<Cpu>>,
+    host: Host,
+    /// As many as there are recordings, and one.
+    recordings: Arc<()>,
     scope: Mutex<String>,
     profile: Mutex<Option<Vec<Timed>>>,
     /// One caller at a time puts work into the queue.
@@ -97,7 +101,8 @@ impl<D: Driver> Gpu<D> {
             arena: Arena::new(limit),
             noted: Mutex::default(),
             functions: Mutex::default(),
-            host: Mutex::default(),
+            host: Host::default(),
+            recordings: Arc::default(),
             scope: Mutex::default(),
             profile: Mutex::default(),
             turn: Mutex::default(),
@@ -129,10 +134,13 @@ impl<D: Driver> Gpu<D> {
         let name = op.name();
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
         let route = op.plan(&self.arch, float.map_or(DType::F32, |view| view.dtype));
-        let span = |view: &View| view.address..view.address + view.span_bytes() as u64;
+        let range = |view: &View| {
+            let (first, behind) = span(view);
+            first..behind
+        };
         let mut touched = Touched {
-            reads: io.inputs.iter().map(span).collect(),
-            writes: io.outputs.iter().map(span).collect(),
+            reads: io.inputs.iter().map(range).collect(),
+            writes: io.outputs.iter().map(range).collect(),
             // The vendor's library has one workspace, and one queue at a time.
             first_lane: !matches!(route, Route::Kernel(_)),
         };
@@ -150,11 +158,7 @@ impl<D: Driver> Gpu<D> {
                     None => return Err(Error::shape("gemm", "strides no library takes")),
                 }
             }
-            Route::Host => Kind::Host(HostWork {
-                op,
-                views: [io.inputs, io.outputs].concat().into(),
-                inputs: io.inputs.len(),
-            }),
+            Route::Host => Kind::Host(self.host.work(op, io)?),
         };
         Ok(Work { name, scope: lock(&self.scope).clone(), kind, touched })
     }
@@ -192,36 +196,8 @@ impl<D: Driver> Gpu<D> {
         match &work.kind {
             Kind::Kernels(launches) => launches.iter().try_for_each(|l| self.driver.launch(l)),
             Kind::Product(product) => self.driver.product(product),
-            Kind::Host(host) => self.execute_on_host(host),
+            Kind::Host(host) => self.host.finish(&self.driver, host, host.read_all(&self.driver)?),
         }
-    }
-
-    /// Runs an op on copies in the host's memory.
-    fn execute_on_host(&self, work: &HostWork) -> Result<()> {
-        let mut host = lock(&self.host);
-        if host.is_none() {
-            *host = Some(Cpu::new(0, u64::MAX)?);
-        }
-        let Some(cpu) = host.as_ref() else { return Ok(()) };
-        let backend: &dyn Backend = cpu;
-        let mut buffer = Vec::new();
-        let mut copies = Vec::with_capacity(work.views.len());
-        for view in &work.views {
-            let copy = backend.empty(view.shape, view.dtype, "host copy")?;
-            buffer.resize(view.span_bytes(), 0);
-            self.driver.download(view.address, &mut buffer)?;
-            backend.upload(copy.view(), &buffer)?;
-            copies.push(copy);
-        }
-        let views: Vec<View> = copies.iter().map(|copy| *copy.view()).collect();
-        let (inputs, outputs) = views.split_at(work.inputs);
-        cpu.run_ref(work.op.as_ref(), Io { inputs, outputs })?;
-        for (view, copy) in work.views.iter().zip(&copies).skip(work.inputs) {
-            buffer.resize(view.span_bytes(), 0);
-            backend.download(copy.view(), &mut buffer)?;
-            self.driver.upload(view.address, &buffer)?;
-        }
-        Ok(())
     }
 
     /// Runs one op between two moments of the queue.
@@ -244,10 +220,61 @@ impl<D: Driver> Gpu<D> {
                 continue;
             }
             segments.extend(self.captured(std::mem::take(&mut stretch))?);
-            segments.push(Segment { graph: None, ops: vec![work] });
+            segments.push(Segment { graph: None, ops: vec![work], then_read: Vec::new() });
         }
         segments.extend(self.captured(stretch)?);
-        Ok(segments)
+        Ok(self.with_reads(segments))
+    }
+
+    /// Notes after which segment each operand of the host's ops can be read.
+    fn with_reads(&self, mut segments: Vec<Segment<D>>) -> Recorded<D> {
+        let of = |segment: &Segment<D>| {
+            segment
+                .ops
+                .iter()
+                .flat_map(|w| w.touched.writes.iter().map(|r| (r.start, r.end)))
+                .collect()
+        };
+        let writes: Vec<Vec<Span>> = segments.iter().map(of).collect();
+        let mut read_first = Vec::new();
+        for at in 0..segments.len() {
+            let Some(host) = segments[at].host() else { continue };
+            let reads = (0..host.views.len()).filter(|&view| host.reads(view));
+            let reads: Vec<_> =
+                reads.map(|i| (i, last_writer(&writes, at, span(&host.views[i])))).collect();
+            for (view, after) in reads {
+                let list = after.map_or(&mut read_first, |i| &mut segments[i].then_read);
+                list.push((at, view));
+            }
+        }
+        Recorded { segments, read_first, _needs_memory: Arc::clone(&self.recordings) }
+    }
+
+    fn replay_segments(&self, recorded: &Recorded<D>) -> Result<()> {
+        let segments = &recorded.segments;
+        let views = |segment: &Segment<D>| segment.host().map_or(0, |host| host.views.len());
+        let mut reads: Vec<Reads<D>> =
+            segments.iter().map(|s| (0..views(s)).map(|_| None).collect()).collect();
+        let begin = |list: &[(usize, usize)], reads: &mut Vec<Reads<D>>| -> Result<()> {
+            for &(at, i) in list {
+                let view = segments[at].host().map(|host| host.views[i]);
+                let begin = |view: View| self.driver.begin_read(view.address, view.span_bytes());
+                reads[at][i] = view.map(begin).transpose()?;
+            }
+            Ok(())
+        };
+        begin(&recorded.read_first, &mut reads)?;
+        for (at, segment) in segments.iter().enumerate() {
+            match (&segment.graph, segment.host()) {
+                (_, Some(host)) => {
+                    self.host.finish(&self.driver, host, std::mem::take(&mut reads[at]))?;
+                }
+                (Some(graph), _) => self.driver.launch_graph(graph)?,
+                (None, None) => segment.ops.iter().try_for_each(|work| self.execute(work))?,
+            }
+            begin(&segment.then_read, &mut reads)?;
+        }
+        Ok(())
     }
 
     fn captured(&self, ops: Vec<Work<D::Function>>) -> Result<Option<Segment<D>>> {
@@ -261,7 +288,17 @@ impl<D: Driver> Gpu<D> {
             enqueued?;
             graph = Some(ended?);
         }
-        Ok(Some(Segment { graph, ops }))
+        Ok(Some(Segment { graph, ops, then_read: Vec::new() }))
+    }
+}
+
+impl<D: Driver> Segment<D> {
+    /// The op of the host that the segment is.
+    fn host(&self) -> Option<&HostWork> {
+        self.ops.first().and_then(|work| match &work.kind {
+            Kind::Host(host) => Some(host),
+            _ => None,
+        })
     }
 }
 
@@ -366,17 +403,20 @@ impl<D: Driver> Backend for Gpu<D> {
             recorded.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
         let _turn = lock(&self.turn);
         if let Some(profile) = lock(&self.profile).as_mut() {
-            let mut ops = recorded.iter().flat_map(|segment| &segment.ops);
+            let mut ops = recorded.segments.iter().flat_map(|segment| &segment.ops);
             return ops.try_for_each(|work| self.execute_timed(work, profile));
         }
-        recorded.iter().try_for_each(|segment| match &segment.graph {
-            Some(graph) => self.driver.launch_graph(graph),
-            None => segment.ops.iter().try_for_each(|work| self.execute(work)),
-        })
+        self.replay_segments(recorded)
     }
 
     fn reserve(&self, planned: &MemoryUse) -> Result<()> {
         self.arena.reserve(planned, &|bytes| self.driver.alloc(bytes))
+    }
+
+    fn trim(&self) -> Result<()> {
+        let _turn = lock(&self.turn);
+        let unrecorded = Arc::strong_count(&self.recordings) == 1;
+        self.arena.trim(unrecorded, &|address| self.driver.free(address))
     }
 
     fn memory(&self) -> MemoryUse {

@@ -30,7 +30,7 @@ use crate::{Error, Result};
 const STAGING: usize = 16 << 20;
 /// Pinned buffers in turn: the host fills one while the card reads another.
 const STAGINGS: usize = 3;
-/// Largest copy to the host that a slot of [`Driver::begin_read`] holds.
+/// Least bytes of a slot of [`Driver::begin_read`].
 const READ: usize = 256;
 
 /// The context of one card. Handles made in it keep it alive.
@@ -74,6 +74,7 @@ impl Drop for Context {
 #[derive(Debug)]
 struct Pinned {
     base: *mut u8,
+    bytes: usize,
     /// Recorded after the copy that used it last.
     used: sys::CUevent,
 }
@@ -88,7 +89,7 @@ impl Pinned {
         let base = base.map_err(|e| failed("pinned memory of the host", e))?.cast();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         let used = result::event::create(flags).map_err(|e| failed("an event", e))?;
-        Ok(Self { base, used })
+        Ok(Self { base, bytes, used })
     }
 }
 
@@ -100,6 +101,15 @@ struct Resources {
     next: usize,
     /// Slots of finished reads, to be used again.
     free_reads: Vec<Pinned>,
+}
+
+impl Resources {
+    /// The smallest free slot that holds so many bytes.
+    fn slot_for(&mut self, bytes: usize) -> Option<Pinned> {
+        let fitting = self.free_reads.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
+        let (at, _) = fitting.min_by_key(|(_, slot)| slot.bytes)?;
+        Some(self.free_reads.swap_remove(at))
+    }
 }
 
 /// One NVIDIA card.
@@ -307,6 +317,13 @@ impl Driver for Cuda {
         }
     }
 
+    fn free(&self, address: u64) -> Result<()> {
+        self.inner.enter()?;
+        lock(&self.resources).chunks.retain(|&chunk| chunk != address);
+        // SAFETY: memory of `alloc`, which nothing uses any more; the call waits for the card.
+        unsafe { result::free_sync(address) }.map_err(|e| failed("giving memory back", e))
+    }
+
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.inner.enter()?;
         let copy = |e| failed("a copy to the card", e);
@@ -345,14 +362,11 @@ impl Driver for Cuda {
     }
 
     fn begin_read(&self, from: u64, bytes: usize) -> Result<Read> {
-        if bytes > READ {
-            return Err(Error::shape("download_later", format!("{bytes} bytes at once")));
-        }
         self.inner.enter()?;
         let copy = |e| failed("a copy from the card", e);
-        let kept = lock(&self.resources).free_reads.pop();
-        let slot = kept.map_or_else(|| Pinned::new(READ), Ok)?;
-        // SAFETY: the slot has READ bytes and is nobody else's until its `Read` is dropped.
+        let kept = lock(&self.resources).slot_for(bytes);
+        let slot = kept.map_or_else(|| Pinned::new(bytes.max(READ)), Ok)?;
+        // SAFETY: the slot has so many bytes and is nobody else's until its `Read` is dropped.
         unsafe {
             let to = std::slice::from_raw_parts_mut(slot.base, bytes);
             result::memcpy_dtoh_async(to, from, self.inner.stream).map_err(copy)?;
@@ -526,7 +540,9 @@ impl Drop for Cuda {
         unsafe {
             let _ = result::stream::synchronize(self.inner.stream);
             let pinned = std::mem::take(&mut resources.staging);
-            for Pinned { base, used } in pinned.into_iter().chain(resources.free_reads.drain(..)) {
+            for Pinned { base, used, .. } in
+                pinned.into_iter().chain(resources.free_reads.drain(..))
+            {
                 let _ = result::event::destroy(used);
                 let _ = result::free_host(base.cast());
             }

@@ -44,6 +44,8 @@ impl std::fmt::Debug for Library {
 struct Obstacle {
     problem: String,
     remedy: &'static str,
+    /// There is no such file.
+    missing: bool,
 }
 
 /// Opens the runtime once for the process: the file `ENGINE_HIP_LIBRARY`, or the first name found by
@@ -52,9 +54,17 @@ struct Obstacle {
 /// # Errors
 /// [`Error::Device`]: it is missing, or it is there and does not load.
 pub(super) fn open() -> Result<&'static Library> {
+    opened().map_err(|o| refused(o.problem.clone(), o.remedy))
+}
+
+/// True where no file of the runtime's name was found.
+pub(super) fn is_missing() -> bool {
+    opened().is_err_and(|obstacle| obstacle.missing)
+}
+
+fn opened() -> std::result::Result<&'static Library, &'static Obstacle> {
     static OPENED: OnceLock<std::result::Result<Library, Obstacle>> = OnceLock::new();
-    let opened = OPENED.get_or_init(find);
-    opened.as_ref().map_err(|o| refused(o.problem.clone(), o.remedy))
+    OPENED.get_or_init(find).as_ref()
 }
 
 /// Where `names` may lie: by the system's search, then in ROCm's own folders.
@@ -84,17 +94,26 @@ fn find() -> std::result::Result<Library, Obstacle> {
         }
     }
     Err(match broken {
-        Some(problem) if given.is_some() => {
-            Obstacle { problem, remedy: "let ENGINE_HIP_LIBRARY name the file libamdhip64.so" }
-        }
+        Some(problem) if problem.contains("undefined symbol: hip") => Obstacle {
+            problem: format!("the HIP runtime is too old: {problem}"),
+            remedy: "install ROCm 5.2 or newer (hip-runtime-amd; Debian: libamdhip64-5)",
+            missing: false,
+        },
+        Some(problem) if given.is_some() => Obstacle {
+            problem,
+            remedy: "let ENGINE_HIP_LIBRARY name the file libamdhip64.so",
+            missing: false,
+        },
         Some(problem) => Obstacle {
             problem: format!("the HIP runtime does not load: {problem}"),
             remedy: "reinstall ROCm's HIP runtime (hip-runtime-amd, libamdhip64)",
+            missing: false,
         },
         None => Obstacle {
             problem: "libamdhip64.so is not on this machine".into(),
             remedy: "install ROCm's HIP runtime (hip-runtime-amd; Debian: libamdhip64-5), or use \
                      --device cpu",
+            missing: true,
         },
     })
 }
@@ -131,8 +150,8 @@ fn remedy(code: hipError_t) -> &'static str {
 }
 
 /// Why there may be no card: no kernel driver, or no permission to use it.
-fn no_device_remedy() -> &'static str {
-    let driver = Path::new("/dev/kfd");
+pub(super) fn no_device_remedy() -> &'static str {
+    let driver = super::facts::kernel_driver();
     if !driver.exists() {
         return "/dev/kfd is missing: load the amdgpu kernel driver, or use --device cpu";
     }

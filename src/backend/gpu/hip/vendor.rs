@@ -7,6 +7,7 @@
 use std::ffi::{OsString, c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::library::{candidates, refused};
 use super::sys::blas::{self as sys, BlasLib, hipblasHandle_t, hipblasStatus_t};
@@ -53,17 +54,26 @@ impl std::fmt::Debug for Blas {
 /// rocBLAS looks in `ROCBLAS_TENSILE_LIBPATH`, else beside its library, for `TensileLibrary_lazy_gfx...`
 /// or `TensileLibrary_gfx...`. Kernels.so-*.hsaco is not enough.
 pub(super) fn files_for(arch: &str) -> Option<PathBuf> {
+    folders().into_iter().find(|folder| holds(folder, arch))
+}
+
+/// Where rocBLAS looks.
+pub(super) fn folders() -> Vec<PathBuf> {
     let given = std::env::var_os("ROCBLAS_TENSILE_LIBPATH").map(PathBuf::from);
     let rocm = std::env::var_os("ROCM_PATH").unwrap_or_else(|| "/opt/rocm".into());
     let beside = ["lib", "lib64"].map(|lib| Path::new(&rocm).join(lib).join("rocblas/library"));
     let system = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"];
     let system = system.iter().map(|lib| Path::new(lib).join("rocblas/library"));
-    let mut folders = match given {
+    match given {
         Some(folder) => vec![folder],
         None => beside.into_iter().chain(system).collect(),
-    };
-    folders.retain(|folder| holds(folder, arch));
-    folders.into_iter().next()
+    }
+}
+
+/// What `ROCBLAS_USE_HIPBLASLT` was before this driver set it.
+pub(super) fn hipblaslt_wish() -> Option<&'static str> {
+    static WISH: OnceLock<Option<String>> = OnceLock::new();
+    WISH.get_or_init(|| std::env::var("ROCBLAS_USE_HIPBLASLT").ok()).as_deref()
 }
 
 fn holds(folder: &Path, arch: &str) -> bool {
@@ -92,7 +102,7 @@ impl Blas {
     /// [`Error::Device`] where they are there and it does not start.
     pub(super) fn open(arch: &str, stream: *mut c_void) -> Result<Option<Self>> {
         let Some(files) = files_for(arch) else { return Ok(None) };
-        if std::env::var_os("ROCBLAS_USE_HIPBLASLT").is_none_or(|value| value != "0") {
+        if hipblaslt_wish() != Some("0") {
             // SAFETY: cards are opened while the program starts, before it has threads that read the
             // environment without Rust's lock.
             unsafe { std::env::set_var("ROCBLAS_USE_HIPBLASLT", "0") };
