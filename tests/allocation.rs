@@ -187,12 +187,6 @@ fn requests_of_training(backend: Arc<dyn Backend>, model: ModelConfig, batch: us
     })
 }
 
-/// Requests of one update outside of its replay: the tables of rates.
-const OF_TABLES: u64 = 3;
-/// Requests of one replay by the ops that contain matrix products (products, attention,
-/// convolution), whose packed panels are on the heap: to be lowered with them, to 0.
-const OF_PRODUCTS: u64 = 1440;
-
 // One test, because the counts are of the whole process.
 #[test]
 fn replays_allocate_nothing() {
@@ -219,15 +213,12 @@ fn replays_allocate_nothing() {
         let arch = Arch::claim("sm_90").expect("in the table");
         let counts = requests_of_training(Arc::new(Null::new(arch, 1 << 30)), model.clone(), 3);
         eprintln!("{model:?}: tables of {RUNS} updates {counts:?}");
-        assert_eq!(counts[0], OF_TABLES * RUNS);
-        assert!(counts[1..].iter().all(|&n| n == 0), "tables are small");
+        assert!(counts.iter().all(|&n| n == 0), "tables of rates: {counts:?}");
         for batch in [3, 12] {
             let cpu = Arc::new(Cpu::new(1, 1 << 30).expect("starts"));
             let counts = requests_of_training(cpu, model.clone(), batch);
-            let per_update = counts.map(|n| n as f64 / RUNS as f64);
-            eprintln!("{model:?}, batch {batch}: requests of one update by class {per_update:.2?}");
-            let most = (OF_TABLES + OF_PRODUCTS) * RUNS + QUEUE_BLOCKS;
-            assert!(counts.iter().sum::<u64>() <= most);
+            eprintln!("{model:?}, batch {batch}: requests of {RUNS} updates {counts:?}");
+            assert!(counts.iter().sum::<u64>() <= QUEUE_BLOCKS);
         }
     }
 }

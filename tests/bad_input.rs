@@ -198,8 +198,8 @@ fn one_subject_cannot_be_split() {
         let subject = path.parent().and_then(Path::parent).expect("a folder");
         std::fs::remove_dir_all(subject).expect("removed");
     }
-    train_refused(&bench, &[], &["--target age", "one class only", "read more subjects"]);
-    train_refused(&bench, &["--target", "sex"], &["--target sex", "one class only"]);
+    train_refused(&bench, &[], &["one subject only", "add subjects"]);
+    train_refused(&bench, &["--target", "sex"], &["--target sex", "one subject only"]);
 }
 
 /// Mounts a small disk on a folder, or makes it one that nobody can write to; false where this user

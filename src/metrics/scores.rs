@@ -103,7 +103,7 @@ pub enum Verdict {
     DoesNotBeat,
     /// The whole interval is below zero.
     Worse,
-    /// There are too few subjects for the interval to mean what it says.
+    /// The whole interval is on one side of zero, but of too few subjects to mean what it says.
     TooFew,
     /// There is no interval.
     Unknown,
@@ -136,10 +136,11 @@ impl Score {
     pub fn verdict(&self) -> Verdict {
         match self.improvement_interval {
             None => Verdict::Unknown,
+            Some(Interval { low, high }) if low <= 0.0 && high >= 0.0 => Verdict::DoesNotBeat,
+            // Too narrow as it is, an interval that holds zero says enough; another says nothing.
             Some(_) if self.too_few => Verdict::TooFew,
             Some(Interval { low, .. }) if low > 0.0 => Verdict::Beats,
-            Some(Interval { high, .. }) if high < 0.0 => Verdict::Worse,
-            Some(_) => Verdict::DoesNotBeat,
+            Some(_) => Verdict::Worse,
         }
     }
 

@@ -315,7 +315,7 @@ fn a_handful_of_subjects_of_two_classes_has_intervals() {
     let mixed = score_of(&truth, &[0.6, 0.9, 0.3, 0.8, 0.2, 0.4]);
     for metric in [Metric::BalancedAccuracy, Metric::Auroc] {
         let score = mixed.get(metric).unwrap();
-        assert_eq!(score.verdict(), Verdict::TooFew, "{metric:?}");
+        assert_eq!(score.verdict(), Verdict::DoesNotBeat, "{metric:?}");
         let interval = score.interval.unwrap();
         assert!(interval.low <= score.value.unwrap() && score.value.unwrap() <= interval.high);
         // All right by chance in one of fifteen orders: that all resamples agree proves nothing.
@@ -324,7 +324,15 @@ fn a_handful_of_subjects_of_two_classes_has_intervals() {
         assert_eq!(score.verdict(), Verdict::Unknown);
     }
     assert!(mixed.method().contains("class by class"));
-    assert!(mixed.headline().ends_with("too few subjects to tell."), "{}", mixed.headline());
+    // Six errors of one year, where the mean's are of several: better, but of how many?
+    let ages = vec![5.0, 8.0, 11.0, 14.0, 17.0, 20.0];
+    let near = ages.iter().zip([1.0, -1.2, 0.8, -1.0, 1.1, -0.9]).map(|(a, e)| a + e).collect();
+    let six = Predictions::regression((0..6).collect(), ages.clone(), near).unwrap();
+    let baseline = Baseline::mean(&ages).unwrap();
+    let six =
+        score(&task_of(&six), Level::Subject, &six, &baseline, &Bootstrap::default()).unwrap();
+    assert_eq!(six.primary().unwrap().verdict(), Verdict::TooFew);
+    assert!(six.headline().ends_with("too few subjects to tell."), "{}", six.headline());
     let caution = mixed.caution().unwrap();
     assert!(caution.starts_with("6 subjects, 2 of the rarest class, are too few"), "{caution}");
     // Ten of them, five of each class, are few enough to be warned of, not to be refused.

@@ -227,7 +227,16 @@ impl Params {
         let backend = self.backend();
         match to.dtype() {
             DType::F64 => backend.write(to, values),
-            _ => backend.write(to, &values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
+            _ => {
+                // The tables of rates are small and come with every step: they cost no heap.
+                let mut few = [0.0f32; 256];
+                let Some(few) = few.get_mut(..values.len()) else {
+                    let many: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                    return backend.write(to, &many);
+                };
+                few.iter_mut().zip(values).for_each(|(to, &x)| *to = x as f32);
+                backend.write(to, few)
+            }
         }
     }
 

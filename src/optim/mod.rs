@@ -1,5 +1,7 @@
 //! Optimizers over the flat arrays of parameters.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
 use crate::nn::params::{Params, Part, Spec};
@@ -28,6 +30,16 @@ pub enum Rule {
         /// Look ahead.
         nesterov: bool,
     },
+}
+
+impl Rule {
+    /// Names of the arrays the rule keeps, each like the trained parameters.
+    pub fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::AdamW { .. } => &["first_moment", "second_moment"],
+            Self::Sgd { .. } => &["velocity"],
+        }
+    }
 }
 
 /// What one group of parameters gets in one step.
@@ -66,6 +78,8 @@ pub struct Optimizer {
     control: Tensor,
     norm: Tensor,
     layers: usize,
+    /// Memory of [`Optimizer::prepare`], used again in every step.
+    rates: Mutex<Vec<f64>>,
 }
 
 /// Position of a part in the table of rates: embedding, layers, head.
@@ -87,12 +101,8 @@ impl Optimizer {
         let (backend, dtype) = (params.backend(), params.dtype());
         let n = params.grads().numel();
         let tape = Tape::inference(params);
-        let names: &[&str] = match rule {
-            Rule::AdamW { .. } => &["first_moment", "second_moment"],
-            Rule::Sgd { .. } => &["velocity"],
-        };
         let mut state = Vec::new();
-        for name in names {
+        for name in rule.state_names() {
             let array = backend.empty([n], dtype, &format!("optimizer.{name}"))?;
             tape.run(Fill::new(n, 0.0), &[], &[&array])?;
             state.push(array);
@@ -117,6 +127,7 @@ impl Optimizer {
             control: backend.empty([CONTROL], dtype, "optimizer.control")?,
             norm: backend.empty([2], dtype, "optimizer.norm")?,
             layers,
+            rates: Mutex::default(),
         })
     }
 
@@ -130,7 +141,8 @@ impl Optimizer {
         control: Control,
         rates: impl Fn(Part) -> Rates,
     ) -> Result<()> {
-        let mut hyper = Vec::with_capacity(self.hyper.numel());
+        let mut hyper = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        hyper.clear();
         for index in 0..self.layers + 2 {
             let part = match index {
                 0 => Part::Embedding,
@@ -206,10 +218,7 @@ impl Optimizer {
 
     /// State to save, by name: arrays like the trained parameters.
     pub fn arrays(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        let names: &[&str] = match self.rule {
-            Rule::AdamW { .. } => &["first_moment", "second_moment"],
-            Rule::Sgd { .. } => &["velocity"],
-        };
+        let names = self.rule.state_names();
         let average = self.average.as_ref().map(|tensor| ("average", tensor));
         names.iter().copied().zip(&self.state).chain(average)
     }

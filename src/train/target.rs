@@ -71,6 +71,12 @@ impl Target {
             let remedy = format!("choose one of {}, or task", list.join(", "));
             return Err(Error::input(format!("--target {name}"), problem, remedy));
         }
+        let subjects: BTreeSet<&str> = recordings.iter().map(|r| r.subject.as_str()).collect();
+        if let (Some(only), 1) = (subjects.first(), subjects.len()) {
+            let problem =
+                format!("one subject only ({only}) can be read: there is none to test on");
+            return Err(Error::input(format!("--target {name}"), problem, "add subjects"));
+        }
         let value = |r: &CachedRecording| participants.value(&r.subject, name).map(str::to_string);
         let words: Vec<Option<String>> = recordings.iter().map(value).collect();
         let numbers: Vec<Option<f64>> = words
