@@ -60,14 +60,16 @@ template <class T, class To> struct Mover {
       }
   }
 
-  // All threads along a token's elements; channel and sample step without divisions.
+  // All threads along a token's elements, or several tokens at a time where those are fewer; channel and
+  // sample step without divisions.
   DEVICE void write(const Tile& t, unsigned stride, const float* memory) const {
-    unsigned n = t.channels * patch, step_c = THREADS / patch, step_k = THREADS % patch;
-    unsigned c0 = thread_x() / patch, k0 = thread_x() % patch;
-    for (unsigned token = 0; token < t.tokens; ++token) {
+    unsigned n = t.channels * patch, lanes = n <= 64 ? 64 : n <= 128 ? 128 : THREADS;
+    unsigned lane = thread_x() % lanes, step_c = lanes / patch, step_k = lanes % patch;
+    unsigned c0 = lane / patch, k0 = lane % patch;
+    for (unsigned token = thread_x() / lanes; token < t.tokens; token += THREADS / lanes) {
       To* row = to + (size_t(t.item) * tokens + t.token + token) * width + t.channel * patch;
       unsigned c = c0, k = k0;
-      for (unsigned j = thread_x(); j < n; j += THREADS) {
+      for (unsigned j = lane; j < n; j += lanes) {
         float x = memory[c * stride + token * patch + k];
         row[j] = rounded<To>(add ? value_of(row[j]) + x : x);
         c += step_c, k += step_k;
