@@ -13,8 +13,9 @@
 // `Sums` adds rows weighted by scores, which go through shared memory transposed: 8 rows x 4
 // elements a thread, 32 fma for 3 reads; heads narrower than 64 have several groups of threads share
 // the columns. Rows are 16 bytes longer than the head, which puts 8 neighbouring rows in 8 different
-// bank groups. Shared memory stays below 64 KB, so tiles of wide heads are smaller; at head dimension
-// 16 it is 32 KB, so that two blocks fit a compute unit of gfx1010.
+// bank groups. Shared memory stays below 64 KB, so tiles of wide heads are smaller. It is what bounds
+// the waves on a SIMD of gfx1010: 4 up to head dimension 16, where two blocks fit a compute unit's
+// 64 KB, 2 above; registers (130 to 230 of 1024) would allow 4 to 7.
 //
 // Inner loops as compiled for gfx1010: 84-86 % of the instructions are fma (forward, and products of
 // the backward pass), 79 % where tiles are narrower (backward scores at head dimensions 16 and 64).

@@ -87,14 +87,14 @@ impl Arch {
         CARDS.iter().map(|card| card.0)
     }
 
-    /// True for AMD's cards with waves of 32: RDNA1 and its successors, which may drive a display.
-    pub fn is_rdna(&self) -> bool {
-        matches!(self.machine, Machine::Hip { gfx } if gfx >= 0x1010) && self.wave == 32
-    }
-
     /// True for RDNA1 (gfx101x): no matrix cores, no bf16, GPU FFT known to hang.
     pub fn is_rdna1(&self) -> bool {
         is_rdna1(self.machine)
+    }
+
+    /// True for RDNA of any generation (gfx10 and later): cards that may drive a display.
+    pub fn is_rdna(&self) -> bool {
+        matches!(self.machine, Machine::Hip { gfx } if gfx >= 0x1000)
     }
 }
 
