@@ -37,7 +37,7 @@ impl Catch {
             Self::Addresses => {
                 ("the address sanitizer", "AddressSanitizer: global-buffer-overflow")
             }
-            Self::Scheduler => ("the scheduler", "emulator: |not all threads reach"),
+            Self::Scheduler => ("the scheduler", "emulator: |shuffle"),
             Self::Numbers => ("the self-test", "self-test: the kernels of "),
         }
     }
