@@ -6,13 +6,14 @@
 //! recording, [`planner`] the batch that fits;
 //! [`fit`] the loop around it, [`schedule`] its learning rate, [`early_stop`] its end, [`signal`]
 //! Ctrl-C; [`run_dir`] the run's folder, [`checkpoint_file`] tensors in a file, [`state`] which;
-//! [`results`] predictions, scores and the report.
+//! [`results`] predictions, scores and the report; [`inference`] a checkpoint's model on data.
 
 pub mod checkpoint_file;
 pub mod dataset;
 pub mod device;
 pub mod early_stop;
 pub mod fit;
+pub mod inference;
 pub mod loss_scale;
 pub mod planner;
 pub mod recipe;

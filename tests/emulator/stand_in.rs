@@ -35,7 +35,7 @@ impl Build {
     }
 
     /// The folder with the libraries, built where the sources are newer; None without a compiler.
-    fn folder(&self) -> Option<PathBuf> {
+    pub fn folder(&self) -> Option<PathBuf> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
         let cxx = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
@@ -44,11 +44,12 @@ impl Build {
             return None;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let set = self.kernels.map_or("kernels", |_| "planted");
+        let set = self.kernels.map(Path::new).and_then(Path::file_stem);
+        let set = set.map_or("kernels".into(), |stem| stem.to_string_lossy());
         let name = format!("emulator/{set}-{}-{}", self.kind, self.wave);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let stamp = folder.join("sources");
-        let sources = format!("{:x}", sources(root));
+        let sources = format!("{:x}", sources(root, self.kernels));
         if std::fs::read_to_string(&stamp).is_ok_and(|built| built == sources) {
             return Some(folder);
         }
@@ -96,10 +97,11 @@ impl Build {
 }
 
 /// A hash of everything the emulator is built from.
-fn sources(root: &Path) -> u64 {
+fn sources(root: &Path, own: Option<&str>) -> u64 {
     let mut hasher = DefaultHasher::new();
     let mut folders = vec![root.join("kernels"), root.join("tests/emulator")];
     let mut files = vec![root.join("src/backend/gpu/hip/engine_hip.h")];
+    files.extend(own.map(|file| root.join(file)));
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();

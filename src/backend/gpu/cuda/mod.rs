@@ -36,6 +36,8 @@ struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// The stream was made here, and is destroyed here.
+    owned: bool,
 }
 
 // SAFETY: CUDA handles may be used from any thread whose current context is theirs; every use
@@ -54,8 +56,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if self.enter().is_ok() {
-            // SAFETY: made in `Cuda::open`; nothing that uses them outlives this.
+        if self.owned && self.enter().is_ok() {
+            // SAFETY: made in `Cuda::open_on`; nothing that uses them outlives this.
             let _ = unsafe { result::stream::destroy(self.stream) };
         }
         // SAFETY: retained once in `Cuda::open`.
@@ -127,6 +129,16 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] with what is missing, old, busy or hidden, and what would mend it.
     pub fn open(ordinal: usize, sm: Option<u32>) -> Result<Self> {
+        Self::open_on(ordinal, sm, None)
+    }
+
+    /// [`Cuda::open`] with work on a stream of the caller's: the address of its `CUstream`, of the
+    /// card's primary context, 0 being the default stream. It must outlive what is opened. The
+    /// default stream cannot be recorded: steps on it run op by op.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn open_on(ordinal: usize, sm: Option<u32>, stream: Option<usize>) -> Result<Self> {
         let cards = count()?;
         if ordinal >= cards {
             let problem = format!("card {ordinal} of {cards}");
@@ -138,8 +150,14 @@ impl Cuda {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(card)?;
         // SAFETY: just retained.
         unsafe { result::ctx::set_current(context) }.map_err(card)?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let inner = Arc::new(Context { device, context, stream: stream.map_err(card)? });
+        let owned = stream.is_none();
+        let stream = match stream {
+            Some(address) => std::ptr::with_exposed_provenance_mut(address),
+            None => {
+                result::stream::create(result::stream::StreamKind::NonBlocking).map_err(card)?
+            }
+        };
+        let inner = Arc::new(Context { device, context, stream, owned });
         let (mut arch, own) = arch_of(device, sm)?;
         if let Some((problem, remedy)) = images::why_not(own) {
             return Err(refused(problem, &remedy));
@@ -426,6 +444,9 @@ impl Driver for Cuda {
     }
 
     fn begin_capture(&self) -> Result<bool> {
+        if self.inner.stream.is_null() {
+            return Ok(false);
+        }
         self.inner.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: a live stream.
