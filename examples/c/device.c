@@ -17,6 +17,8 @@ typedef struct {
     int (*stream_synchronize)(void *);
     int (*memcpy_async)(void *, const void *, size_t, int, void *);
     void *stream;
+    void *taken[64];
+    size_t n_taken;
 } runtime;
 
 enum { TO_CARD = 1, TO_HOST = 2 };
@@ -45,7 +47,7 @@ static runtime open_runtime(const char *maker, const char *file) {
         fprintf(stderr, "%s\n", dlerror());
         exit(1);
     }
-    runtime r;
+    runtime r = {0};
     *(void **)&r.malloc = find(library, maker, "Malloc");
     *(void **)&r.free = find(library, maker, "Free");
     *(void **)&r.stream_create = find(library, maker, "StreamCreateWithFlags");
@@ -61,7 +63,9 @@ static engine_array on_card(runtime *r, engine_array host) {
     for (unsigned i = 0; i < host.rank; i++) bytes *= host.shape[i];
     engine_array card = host;
     card.memory = ENGINE_DEVICE;
+    if (r->n_taken == sizeof r->taken / sizeof *r->taken) exit(1);
     need(r->malloc(&card.data, bytes), "memory");
+    r->taken[r->n_taken++] = card.data;
     need(r->memcpy_async(card.data, host.data, bytes, TO_CARD, r->stream), "a copy");
     return card;
 }
@@ -191,6 +195,7 @@ int main(int argc, char **argv) {
         kernels(&r, cpu, card);
         model(&r, cpu, card, argv[3]);
         CHECK(engine_context_free(card));
+        while (r.n_taken > 0) need(r.free(r.taken[--r.n_taken]), "freeing memory");
     }
     CHECK(engine_context_free(cpu));
     return 0;
