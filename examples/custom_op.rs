@@ -100,7 +100,6 @@ fn softsign(tape: &Tape<'_>, x: &Var) -> Result<Var> {
 fn run(params: &Params) -> Result<(Vec<f32>, Vec<f32>)> {
     let id = params.find("x").expect("the parameter was added under this name");
     let tape = Tape::training(params, None);
-    params.zero_grads(&tape)?;
     let y = softsign(&tape, &tape.param(id))?;
     let ones = vec![1.0f32; y.tensor().numel()];
     tape.backward_from(&y, params.backend().tensor(*y.shape(), &ones, "ones")?)?;

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::Error;
 
-/// What a function gives back. Every status but ENGINE_OK has a message: engine_last_error.
+/// What a function gives back. Every status but ENGINE_STATUS_OK has a message: engine_last_error.
 #[repr(i32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineStatus {

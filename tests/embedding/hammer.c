@@ -67,7 +67,8 @@ static void tell(hand *h, engine_status status) {
 }
 
 /* An array of these extents, now and then a wrong one. Its memory always suffices for what it says. */
-static const engine_array *array(hand *h, engine_array *to, int which, size_t a, size_t b, size_t c) {
+static const engine_array *array(hand *h, engine_array *to, int which, size_t a, size_t b,
+                                 size_t c) {
     engine_array made = {h->numbers[which], {a, b, c}, 1u + (b > 0) + (c > 0), ENGINE_F32, ENGINE_HOST};
     if (once_in(h, 12)) {
         switch (below(h, 9)) {
@@ -81,13 +82,14 @@ static const engine_array *array(hand *h, engine_array *to, int which, size_t a,
         case 7: made.data = (char *)made.data + 1; break;
         default: made.data = h->numbers[below(h, 4)]; break;
         }
-        /* The memory behind it is FLOATS floats: what claims more would not be the engine's mistake. */
-        size_t n = 1;
-        for (unsigned i = 0; i < made.rank && i < 5; i++) {
-            n *= made.shape[i] <= FLOATS ? made.shape[i] : 1;
-        }
-        if (n > FLOATS / 2) made.shape[0] = 0;
     }
+    /* The memory behind it is FLOATS floats: what claims more, and could be, would not be the engine's
+     * mistake. Extents near SIZE_MAX cannot be. */
+    size_t n = made.dtype == ENGINE_F64 ? 2 : 1;
+    for (unsigned i = 0; i < made.rank && i < 5; i++) {
+        n *= made.shape[i] <= FLOATS ? made.shape[i] : 1;
+    }
+    if (n > FLOATS) made.shape[0] = 0;
     if (once_in(h, 40)) h->numbers[which][below(h, FLOATS)] = NAN;
     *to = made;
     return to;
@@ -226,7 +228,7 @@ static void train(hand *h) {
     engine_step step = ENGINE_STEP_INIT;
     tell(h, engine_trainer_get_info(h->trainer, &info));
     size_t rows = 1 + below(h, 6), channels = info.n_channels, window = info.window;
-    if (once_in(h, 9)) step.size = below(h, 40);
+    if (once_in(h, 9)) step.size = below(h, (unsigned)sizeof step + 1);
     for (int i = 0; i < FLOATS; i++) h->numbers[0][i] = (float)below(h, 2001) / 1000 - 1;
     double lr = once_in(h, 20) ? NAN : 1e-3;
     const engine_array *windows = array(h, v, 0, rows, channels, window);

@@ -19,11 +19,11 @@ fn made() -> String {
     let mut lines = Vec::new();
     let mut skipping = false;
     for line in text.lines() {
-        skipping |= line.trim() == "* # Safety";
-        skipping &= line.trim() != "*/";
+        skipping |= line.trim() == "// # Safety";
+        skipping &= line.starts_with("//");
         if !skipping {
             lines.push(line);
-        } else if lines.last().is_some_and(|line| line.trim() == "*") {
+        } else if lines.last().is_some_and(|line| line.trim() == "//") {
             lines.pop();
         }
     }
