@@ -151,7 +151,7 @@ impl Array {
         found.map_err(|_| self.refuse(format!("has shape {:?}", self.dims()), form))
     }
 
-    pub(super) fn expect(&self, dims: &[usize], form: &str) -> Outcome {
+    pub(super) fn shaped(&self, dims: &[usize], form: &str) -> Outcome {
         if self.dims() == dims {
             return Ok(());
         }

@@ -85,7 +85,7 @@ pub unsafe extern "C" fn engine_copy(
         let context = handle::find::<Context>(context)?;
         // SAFETY: by this function's contract.
         let (from, to) = unsafe { (read(from, "from")?, read(to, "to")?) };
-        to.expect(from.dims(), "it has the shape of from")?;
+        to.shaped(from.dims(), "it has the shape of from")?;
         to.expect_type(from.view.dtype)?;
         expect_apart(&[from], &[to])?;
         // SAFETY: by this function's contract.

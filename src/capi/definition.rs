@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        parse(text, |_| 0).err().expect("refused").message
+        parse(text, |_| 0).expect_err("refused").message
     }
 
     #[test]

@@ -111,7 +111,7 @@ unsafe fn or_spare(
     // SAFETY: by this function's contract.
     match unsafe { read_optional(array, name)? } {
         Some(array) => {
-            array.expect(dims, form)?;
+            array.shaped(dims, form)?;
             array.expect_type(dtype)?;
             Ok((array, None))
         }
@@ -187,14 +187,14 @@ fn product((a, b, bias, c): (&Array, &Array, Option<&Array>, &Array), flags: u32
     };
     let with_batch = |dims: [usize; 2]| -> Vec<usize> { batch.into_iter().chain(dims).collect() };
     let (for_a, for_b) = (if a_t { [k, m] } else { [m, k] }, if b_t { [n, k] } else { [k, n] });
-    a.expect(&with_batch(for_a), "a is [m, k], or [k, m] with ENGINE_TRANSPOSE_A")?;
-    b.expect(&with_batch(for_b), "b is [k, n], or [n, k] with ENGINE_TRANSPOSE_B")?;
+    a.shaped(&with_batch(for_a), "a is [m, k], or [k, m] with ENGINE_TRANSPOSE_A")?;
+    b.shaped(&with_batch(for_b), "b is [k, n], or [n, k] with ENGINE_TRANSPOSE_B")?;
     expect_float(a)?;
     b.expect_type(a.view.dtype)?;
     c.expect_type(a.view.dtype)?;
     let mut op_flags = if flags & ENGINE_ACCUMULATE != 0 { gemm::ACCUMULATE } else { 0 };
     if let Some(bias) = bias {
-        bias.expect(&[n], "bias is [n]")?;
+        bias.shaped(&[n], "bias is [n]")?;
         bias.expect_type(beside(a.view.dtype))?;
         op_flags |= gemm::BIAS;
     }
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn engine_attention(
         // SAFETY: by this function's contract.
         let (qkv, out) = unsafe { (read(qkv, "qkv")?, read(out, "out")?) };
         let [batch, time, heads, d] = attention_extents(&qkv, heads)?;
-        out.expect(&[batch, time, heads * d], "out is [batch, time, heads * head_dim]")?;
+        out.shaped(&[batch, time, heads * d], "out is [batch, time, heads * head_dim]")?;
         out.expect_type(qkv.view.dtype)?;
         let kind = (&[batch, time, heads][..], beside(qkv.view.dtype));
         let words = ("lse", "lse is [batch, time, heads]");
@@ -281,12 +281,12 @@ pub unsafe extern "C" fn engine_attention_backward(
         let [batch, time, heads, d] = attention_extents(&qkv, heads)?;
         let dtype = qkv.view.dtype;
         for array in [&d_out, &out] {
-            array.expect(&[batch, time, heads * d], "it is [batch, time, heads * head_dim]")?;
+            array.shaped(&[batch, time, heads * d], "it is [batch, time, heads * head_dim]")?;
             array.expect_type(dtype)?;
         }
-        lse.expect(&[batch, time, heads], "lse is [batch, time, heads]")?;
+        lse.shaped(&[batch, time, heads], "lse is [batch, time, heads]")?;
         lse.expect_type(beside(dtype))?;
-        d_qkv.expect(qkv.dims(), "d_qkv has the shape of qkv")?;
+        d_qkv.shaped(qkv.dims(), "d_qkv has the shape of qkv")?;
         d_qkv.expect_type(dtype)?;
         let op = AttentionBackward::new(batch, time, heads, d);
         // SAFETY: by this function's contract; the op's extents are those of the arrays.
@@ -304,7 +304,7 @@ fn rows_of(x: &Array) -> Outcome<(usize, usize)> {
 }
 
 fn expect_row(array: &Array, cols: usize, dtype: DType) -> Outcome {
-    array.expect(&[cols], "it is as long as the last axis of x")?;
+    array.shaped(&[cols], "it is as long as the last axis of x")?;
     array.expect_type(beside(dtype))
 }
 
@@ -334,7 +334,7 @@ pub unsafe extern "C" fn engine_layernorm(
         let dtype = x.view.dtype;
         expect_row(&gamma, cols, dtype)?;
         expect_row(&beta, cols, dtype)?;
-        y.expect(x.dims(), "y has the shape of x")?;
+        y.shaped(x.dims(), "y has the shape of x")?;
         y.expect_type(dtype)?;
         if !(epsilon >= 0.0 && epsilon.is_finite()) {
             let remedy = "give 1e-5, as PyTorch does";
@@ -391,14 +391,14 @@ pub unsafe extern "C" fn engine_layernorm_backward(
         let (rows, cols) = rows_of(x)?;
         let dtype = x.view.dtype;
         for array in [dy, dx] {
-            array.expect(x.dims(), "it has the shape of x")?;
+            array.shaped(x.dims(), "it has the shape of x")?;
             array.expect_type(dtype)?;
         }
         for array in [gamma, d_gamma, d_beta] {
             expect_row(array, cols, dtype)?;
         }
         for array in [mean, rstd] {
-            array.expect(&[rows], "mean and rstd are [rows]")?;
+            array.shaped(&[rows], "mean and rstd are [rows]")?;
             array.expect_type(beside(dtype))?;
         }
         let op = LayerNormBoth::new(rows, cols);
@@ -411,7 +411,7 @@ pub unsafe extern "C" fn engine_layernorm_backward(
 fn spectral_extents(x: &Array, gain: &Array) -> Outcome<[usize; 3]> {
     expect_float(x)?;
     let [batch, time, channels] = x.axes("x is [batch, time, channels]")?;
-    gain.expect(&[time / 2 + 1, channels, 2], "gain is [time / 2 + 1, channels, 2]")?;
+    gain.shaped(&[time / 2 + 1, channels, 2], "gain is [time / 2 + 1, channels, 2]")?;
     gain.expect_type(beside(x.view.dtype))?;
     Ok([batch, time, channels])
 }
@@ -433,7 +433,7 @@ pub unsafe extern "C" fn engine_spectral(
         // SAFETY: by this function's contract.
         let [x, gain, y] = unsafe { [read(x, "x")?, read(gain, "gain")?, read(y, "y")?] };
         let [batch, time, channels] = spectral_extents(&x, &gain)?;
-        y.expect(x.dims(), "y has the shape of x")?;
+        y.shaped(x.dims(), "y has the shape of x")?;
         y.expect_type(x.view.dtype)?;
         let op = Spectral::new(batch, time, channels);
         // SAFETY: by this function's contract; the op's extents are those of the arrays.
@@ -469,10 +469,10 @@ pub unsafe extern "C" fn engine_spectral_backward(
         };
         let [batch, time, channels] = spectral_extents(&x, &gain)?;
         for array in [&dy, &dx] {
-            array.expect(x.dims(), "it has the shape of x")?;
+            array.shaped(x.dims(), "it has the shape of x")?;
             array.expect_type(x.view.dtype)?;
         }
-        d_gain.expect(gain.dims(), "d_gain has the shape of gain")?;
+        d_gain.shaped(gain.dims(), "d_gain has the shape of gain")?;
         d_gain.expect_type(gain.view.dtype)?;
         let op = SpectralGrad::new(batch, time, channels);
         // SAFETY: by this function's contract; the op's extents are those of the arrays.

@@ -210,7 +210,7 @@ pub(super) unsafe fn forward(
     let (windows, outputs) = unsafe { (read(windows, "windows")?, read(outputs, "outputs")?) };
     let (_, _, width) = step.spec().model.extents();
     let n = expect_windows(step, &windows)?;
-    outputs.expect(&[n, width], "outputs are [n, n_outputs]")?;
+    outputs.shaped(&[n, width], "outputs are [n, n_outputs]")?;
     outputs.expect_type(DType::F32)?;
     super::array::expect_apart(&[windows], &[outputs])?;
     if windows.on_device || outputs.on_device {
@@ -235,7 +235,7 @@ pub(super) unsafe fn forward(
 pub(super) fn expect_windows(step: &Step, windows: &Array) -> Outcome<usize> {
     let (channels, window, _) = step.spec().model.extents();
     let [n, ..] = windows.axes::<3>("windows are [n, n_channels, window]")?;
-    windows.expect(&[n, channels, window], "windows are [n, n_channels, window]")?;
+    windows.shaped(&[n, channels, window], "windows are [n, n_channels, window]")?;
     windows.expect_type(DType::F32)?;
     Ok(n)
 }
@@ -283,7 +283,7 @@ pub unsafe extern "C" fn engine_model_predict(
         let (windows, to) =
             unsafe { (read(windows, "windows")?, read(predictions, "predictions")?) };
         let n = expect_windows(step, &windows)?;
-        to.expect(&[n, width(about)], "predictions are [n, n_predictions]")?;
+        to.shaped(&[n, width(about)], "predictions are [n, n_predictions]")?;
         super::array::expect_apart(&[windows], &[to])?;
         // SAFETY: by this function's contract.
         let windows = unsafe { windows.floats()? };
@@ -425,7 +425,7 @@ pub unsafe extern "C" fn engine_predictions_read(
         for (array, name, dims, numbers) in parts {
             // SAFETY: by this function's contract.
             if let Some(to) = unsafe { super::array::read_optional(array, name)? } {
-                to.expect(dims, "engine_predictions_extents gives the extents")?;
+                to.shaped(dims, "engine_predictions_extents gives the extents")?;
                 // SAFETY: by this function's contract.
                 unsafe { to.write_numbers(numbers)? };
             }

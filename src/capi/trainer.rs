@@ -437,11 +437,11 @@ unsafe fn load_targets(trainer: &Trainer, state: &State, targets: *const EngineA
     let (rows, (_, _, outputs)) = (state.step.rows(), state.about.model.extents());
     if trainer.training.loss != ENGINE_LOSS_CROSS_ENTROPY {
         let form = "targets are [batch * accumulation, n_outputs]";
-        targets.expect(&[rows, outputs], form)?;
+        targets.shaped(&[rows, outputs], form)?;
         // SAFETY: by this function's contract.
         return Ok(state.step.load_targets(unsafe { targets.floats()? })?);
     }
-    targets.expect(&[rows], "targets are class numbers [batch * accumulation]")?;
+    targets.shaped(&[rows], "targets are class numbers [batch * accumulation]")?;
     // SAFETY: by this function's contract.
     let labels = unsafe { targets.integers()? };
     let known = |label: &&i32| usize::try_from(**label).is_ok_and(|label| label < outputs);

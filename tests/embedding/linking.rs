@@ -1,15 +1,21 @@
 //! What the libraries hold and what programs that use them need.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use crate::fixture::{folder, have, prefix, root, run};
 
 /// Most bytes of the stripped example in C, with the CPU's path alone.
 const MOST: u64 = 15 << 20;
 
-/// The examples in C, built in a folder of their own; None without a compiler.
-pub fn examples_in_c(shared: bool) -> Option<std::path::PathBuf> {
+/// The examples in C, built once in a folder of their own; None without a compiler.
+pub fn examples_in_c(shared: bool) -> Option<PathBuf> {
+    static BUILT: [OnceLock<Option<PathBuf>>; 2] = [const { OnceLock::new() }; 2];
+    BUILT[usize::from(shared)].get_or_init(|| build_in_c(shared)).clone()
+}
+
+fn build_in_c(shared: bool) -> Option<PathBuf> {
     if !have("cc", "build-essential") || !have("make", "build-essential") {
         return None;
     }
