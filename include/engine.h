@@ -13,6 +13,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
 /* Initialisers: everything but the size is 0, which stands for the default. */
 #ifdef __cplusplus
 #define ENGINE_SIZED(type) [] { type made{}; made.size = sizeof made; return made; }()
