@@ -11,14 +11,21 @@
 //! - [`metrics`]: scores, intervals, aggregation of windows to subjects
 //! - [`report`]: the run's page, its figures, TensorBoard events
 //! - [`console`]: what the user sees of a command; [`cli`]: the commands of the program `engine`
+//! - [`capi`]: the C interface, for programs in other languages
+//!
+//! [`guide`] begins with a first model; `docs/embedding.md` is for C, C++ and Python.
+
+#![deny(missing_docs)]
 
 pub mod backend;
+pub mod capi;
 pub mod cli;
 pub mod config;
 pub mod console;
 pub mod data;
 mod dtype;
 mod error;
+pub mod guide;
 pub mod metrics;
 pub mod model;
 pub mod nn;

@@ -12,7 +12,7 @@ const FUNCTION_LINES: usize = 70;
 const UNSAFE_HOMES: [&str; 4] =
     ["src/backend/gpu", "src/backend/cpu/simd", "src/capi", "tests/allocation"];
 /// What the rules apply to.
-const FOLDERS: [&str; 4] = ["src", "benches", "tests", "kernels"];
+const FOLDERS: [&str; 6] = ["src", "benches", "tests", "kernels", "examples", "capi"];
 /// Made by a program; a test compares it with what it is made from.
 const GENERATED: [&str; 1] = ["src/backend/gpu/hip/sys.rs"];
 const DEVICE_CODE: [&str; 7] = ["cu", "cuh", "hip", "h", "hpp", "c", "cpp"];

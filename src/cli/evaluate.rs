@@ -9,15 +9,14 @@ use super::train::device;
 use crate::config::{self, Amp, Assignment, Settings};
 use crate::console::Console;
 use crate::data::window::Window;
-use crate::data::{Recording, montage, prepare, preprocess};
 use crate::train::dataset::{self, Dataset};
+use crate::train::inference::{Predictor, checkpoint};
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
 use crate::train::signal;
-use crate::train::state::{About, Loaded};
-use crate::train::step::{Objective, Step, StepSpec};
+use crate::train::state::About;
 use crate::train::target::Target;
-use crate::{DType, Error, Result};
+use crate::{Error, Result};
 
 /// A run's settings with other data and device.
 fn settings_of(paths: &RunPaths, data: Option<&PathBuf>, flags: &[Assignment]) -> Result<Settings> {
@@ -35,46 +34,6 @@ fn settings_of(paths: &RunPaths, data: Option<&PathBuf>, flags: &[Assignment]) -
     Ok(settings)
 }
 
-/// The checkpoint a word or path names. A cross-validation keeps one for each fold.
-fn checkpoint(paths: &RunPaths, name: &Path) -> Result<PathBuf> {
-    let path = match name.to_str() {
-        Some("best") => paths.best(),
-        Some("last") => paths.last(),
-        _ => return Ok(name.to_path_buf()),
-    };
-    if !path.exists() && paths.fold(1).root().is_dir() {
-        let problem = "is a cross-validation: each fold has a model of its own";
-        let remedy = format!("name one, as in --checkpoint {}", paths.fold(1).best().display());
-        return Err(Error::input(paths.root().display(), problem, remedy));
-    }
-    Ok(path)
-}
-
-/// The model of a checkpoint, ready to predict.
-fn model(settings: &Settings, path: &Path, console: &Console) -> Result<(Step, About)> {
-    let loaded = Loaded::open(path)?;
-    let about = loaded.about()?;
-    let (_, _, outputs) = about.model.extents();
-    let spec = StepSpec {
-        model: about.model.clone(),
-        batch: 1,
-        accumulation: 1,
-        eval_batch: 32,
-        objective: match outputs {
-            1 => Objective::Pointwise(crate::ops::loss::Pointwise::Mse),
-            n => Objective::CrossEntropy { weights: vec![1.0; n], smoothing: 0.0 },
-        },
-        rule: crate::optim::Rule::Sgd { momentum: 0.0, nesterov: false },
-        average: false,
-        dtype: DType::F32,
-        compute: None,
-        seed: 0,
-    };
-    let step = Step::new(device(settings, console)?, spec)?;
-    loaded.restore(step.params())?;
-    Ok((step, about))
-}
-
 /// Runs `engine evaluate`.
 ///
 /// # Errors
@@ -83,7 +42,7 @@ pub fn run(args: &EvaluateArgs, console: &Console) -> Result<()> {
     let paths = RunDir::open(&args.run)?;
     let settings = settings_of(&paths, args.data.as_ref(), &args.device.assignments())?;
     let path = checkpoint(&paths, &args.checkpoint)?;
-    let (step, about) = model(&settings, &path, console)?;
+    let Predictor { step, about, .. } = Predictor::open(device(&settings, console)?, &path, 0)?;
     let data = dataset::open(&settings, console, signal::stop_flag())?;
     results::check_windows(&about, &data, &path)?;
     check_task(&about, &data.target, &path)?;
@@ -165,18 +124,20 @@ pub fn predict(args: &PredictArgs, console: &Console) -> Result<()> {
     let dir = is_folder.then_some(&args.data);
     let settings = settings_of(&paths, dir, &args.device.assignments())?;
     let path = checkpoint(&paths, &args.checkpoint)?;
-    let (step, about) = model(&settings, &path, console)?;
-    let prepared = match is_folder {
-        true => dataset::prepared(&settings, console, signal::stop_flag())?,
-        false => single(&settings, &about, &args.data)?,
+    let model = Predictor::open(device(&settings, console)?, &path, 0)?;
+    let data = match is_folder {
+        true => {
+            model.cut(&settings, dataset::prepared(&settings, console, signal::stop_flag())?)?
+        }
+        false => {
+            let folder = dataset::cache_root(&settings.data).join("windows");
+            model.windows_of(&settings, &args.data, &folder, &|_| {}, signal::stop_flag())?
+        }
     };
-    let data = unlabelled(&settings, &about, prepared)?;
-    results::check_windows(&about, &data, &path)?;
-    let mut collected = Collected::default();
-    collected.add(&step, &about, &data, &data.windows)?;
+    let (about, collected) = (&model.about, model.predict(&data)?);
     let csv = match args.windows {
-        true => results::windows_csv(&data, &about, &collected),
-        false => results::subjects_csv(&data, &about, &collected),
+        true => results::windows_csv(&data, about, &collected),
+        false => results::subjects_csv(&data, about, &collected),
     };
     let n = data.windows.len();
     match &args.out {
@@ -188,48 +149,4 @@ pub fn predict(args: &PredictArgs, console: &Console) -> Result<()> {
         None => console.finish(csv.trim_end(), &json!({ "windows": n, "csv": csv })),
     }
     Ok(())
-}
-
-/// One recording as a dataset of its own.
-fn single(settings: &Settings, about: &About, path: &Path) -> Result<dataset::Prepared> {
-    let mut preprocessing = dataset::preprocessing(&settings.data, None);
-    preprocessing.channels = about.channels.clone();
-    let subject = path.file_stem().map_or("recording".into(), |s| s.to_string_lossy().to_string());
-    let source = prepare::Source { subject, path: path.into(), ..prepare::Source::default() };
-    // A file that cannot be read is reported as such, not as one of many that were skipped.
-    let recording = Recording::open(path)?;
-    let position = |name: &str| montage::position(name);
-    let positions: preprocess::Positions<'_> = &position;
-    let cache = prepare::prepare(
-        &[source],
-        &|_| Ok(recording.clone()),
-        &preprocessing,
-        Some(positions),
-        &dataset::cache_root(&settings.data).join("windows"),
-        &|_| {},
-        signal::stop_flag(),
-    )?;
-    Ok(dataset::Prepared {
-        name: path.display().to_string(),
-        cache,
-        participants: crate::data::bids::Participants::default(),
-        skipped: Vec::new(),
-        notes: Vec::new(),
-    })
-}
-
-/// All windows, labels where the data happen to have them.
-fn unlabelled(settings: &Settings, about: &About, prepared: dataset::Prepared) -> Result<Dataset> {
-    let recordings = prepared.cache.recordings();
-    let known = Target::new(&settings.data.target, &prepared.participants, recordings)
-        .ok()
-        .filter(|target| target.task == about.task);
-    let target = known.unwrap_or_else(|| Target {
-        task: about.task.clone(),
-        labels: vec![None; recordings.len()],
-        by_recording: about.by_recording,
-    });
-    let cut = dataset::windowing(&settings.data)
-        .cut(&prepared.cache.extents(), prepared.cache.sample_rate())?;
-    Ok(Dataset { length: cut.length, windows: cut.windows, target, prepared })
 }

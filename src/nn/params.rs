@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::Backend;
 use crate::data::rng::Rng;
+use crate::ops::elementwise::Fill;
 use crate::ops::optimizer::BLOCK;
 use crate::tensor::{Shape, Tensor};
 use crate::{DType, Element, Error, Result};
@@ -296,6 +297,14 @@ impl Params {
     /// All gradients `[n]`.
     pub fn grads(&self) -> &Tensor {
         &self.grads
+    }
+
+    /// Sets all gradients to 0: backward passes add to them.
+    ///
+    /// # Errors
+    /// As [`Backend::run`].
+    pub fn zero_grads(&self, tape: &crate::Tape<'_>) -> Result<()> {
+        tape.run(Fill::new(self.grads.numel(), 0.0), &[], &[&self.grads])
     }
 
     /// First element of a parameter in the flat arrays.

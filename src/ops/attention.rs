@@ -54,7 +54,32 @@ fn on_matrix_units(arch: &Arch, dtype: &str) -> bool {
     matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && matches!(dtype, "bf16" | "f16")
 }
 
+impl Attention {
+    /// `heads` heads of `head_dim` channels over `batch` items of `time` tokens; all at least 1,
+    /// `head_dim` at most [`MAX_HEAD_DIM`].
+    pub fn new(batch: usize, time: usize, heads: usize, head_dim: usize) -> Self {
+        Self(Extents::new(batch, time, heads, head_dim))
+    }
+}
+
+impl AttentionBackward {
+    /// Of [`Attention::new`] with the same extents.
+    pub fn new(batch: usize, time: usize, heads: usize, head_dim: usize) -> Self {
+        Self(Extents::new(batch, time, heads, head_dim))
+    }
+}
+
 impl Extents {
+    fn new(batch: usize, time: usize, heads: usize, head_dim: usize) -> Self {
+        Self {
+            batch: size(batch),
+            time: size(time),
+            heads: size(heads),
+            head_dim: size(head_dim),
+            scale: (1.0 / (head_dim as f64).sqrt()) as f32,
+        }
+    }
+
     fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
         let dtype = kernel.trim_start_matches("attention_");
         if on_matrix_units(arch, dtype) { self.on_matrices(arch, dtype) } else { self.plain(dtype) }
@@ -446,13 +471,7 @@ pub fn attention(tape: &Tape<'_>, qkv: &Var, heads: usize) -> Result<Var> {
     if heads == 0 || d == 0 || d * 3 * heads != packed || d > MAX_HEAD_DIM {
         return Err(Error::shape("attention", format!("{packed} channels for {heads} heads")));
     }
-    let extents = Extents {
-        batch: size(batch),
-        time: size(time),
-        heads: size(heads),
-        head_dim: size(d),
-        scale: (1.0 / (d as f64).sqrt()) as f32,
-    };
+    let extents = Extents::new(batch, time, heads, d);
     let out = tape.empty([batch, time, heads * d], qkv.dtype(), "attention")?;
     let stat_type = if qkv.dtype().size() == 2 { crate::DType::F32 } else { qkv.dtype() };
     let lse = tape.empty([batch, time, heads], stat_type, "attention.lse")?;

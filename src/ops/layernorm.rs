@@ -20,6 +20,13 @@ pub struct LayerNorm {
     epsilon: f32,
 }
 
+impl LayerNorm {
+    /// `rows` rows of `cols`.
+    pub fn new(rows: usize, cols: usize, epsilon: f32) -> Self {
+        Self { rows: size(rows), cols: size(cols), epsilon }
+    }
+}
+
 op!(LayerNorm, "layernorm", |op, arch, kernel| {
     plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 2)
 });
@@ -203,6 +210,13 @@ fn add_params_gradient<T: Real>(
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct LayerNormBoth(LayerNormBackward);
+
+impl LayerNormBoth {
+    /// `rows` rows of `cols`; dx is overwritten.
+    pub fn new(rows: usize, cols: usize) -> Self {
+        Self(LayerNormBackward { rows: size(rows), cols: size(cols), accumulate: 0 })
+    }
+}
 
 op!(LayerNormBoth, "layernorm_both", |op, arch, kernel| {
     plans::row_sums(kernel, arch, op.0.rows as usize, op.0.cols as usize)

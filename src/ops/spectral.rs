@@ -52,6 +52,20 @@ pub struct SpectralGrad {
     with_input: u32,
 }
 
+impl Spectral {
+    /// `batch` items of `time` samples and `channels` channels. All three are at least 1.
+    pub fn new(batch: usize, time: usize, channels: usize) -> Self {
+        Self { of: Extents::new(batch, time, channels), conjugate: 0 }
+    }
+}
+
+impl SpectralGrad {
+    /// Both gradients of [`Spectral::new`] of the same extents.
+    pub fn new(batch: usize, time: usize, channels: usize) -> Self {
+        Self { of: Extents::new(batch, time, channels), with_input: 1 }
+    }
+}
+
 op!(
     Spectral,
     "spectral",

@@ -5,13 +5,14 @@
 //! loss; [`step`] one update as a recording, [`planner`] the batch that fits; [`fit`] the loop
 //! around it, [`loader`] its batches, [`resident`] recordings on a card, [`schedule`] its learning rate, [`early_stop`] its end, [`signal`]
 //! Ctrl-C; [`run_dir`] the run's folder, [`checkpoint_file`] tensors in a file, [`state`] which;
-//! [`results`] predictions, scores and the report.
+//! [`results`] predictions, scores and the report; [`inference`] a checkpoint's model on data.
 
 pub mod checkpoint_file;
 pub mod dataset;
 pub mod device;
 pub mod early_stop;
 pub mod fit;
+pub mod inference;
 pub mod loader;
 pub mod loss_scale;
 pub mod planner;

@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Later, MemoryUse, Replay};
+use crate::backend::{Backend, Io, Later, MemoryUse, Replay};
 use crate::model::{Model, ModelConfig};
 use crate::nn::params::{Builder, Params, Part};
 use crate::ops::elementwise::{Axpy, Fill};
 use crate::ops::loss::{Pointwise, cross_entropy, pointwise};
 use crate::ops::philox;
 use crate::optim::{Control, Optimizer, Rates, Rule};
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor, View};
 use crate::{DType, Error, Result, Tape, Var};
 
 /// What the model is trained for.
@@ -325,6 +325,47 @@ impl Step {
         }
     }
 
+    /// Runs one update with a loss of the caller's: `gradient` gets the outputs `[batch, outputs]` of
+    /// each forward pass, writes the loss's gradient by them and gives the loss; what it gives is
+    /// averaged over the passes. Nothing is recorded: ops run one by one.
+    ///
+    /// # Errors
+    /// [`Error::Device`], [`Error::OutOfMemory`], and what `gradient` gives.
+    pub fn train_with(
+        &self,
+        seed: u64,
+        control: Control,
+        rates: impl Fn(Part) -> Rates,
+        mut gradient: impl FnMut(&[f32], &mut [f32]) -> Result<f64>,
+    ) -> Result<f64> {
+        let backend = self.params.backend();
+        backend.write(&self.rng, &philox::state(seed, control.step))?;
+        self.optimizer.prepare(&self.params, control, rates)?;
+        let tape = Tape::inference(&self.params);
+        let grads = self.params.grads();
+        tape.run(Fill::new(grads.numel(), 0.0), &[], &[grads])?;
+        self.params.enqueue_copy(&tape)?;
+        let (batch, passes) = (self.spec.batch, self.spec.accumulation);
+        let (mut stream, mut total) = (0, 0.0);
+        for pass in 0..passes {
+            let tape = Tape::training(&self.params, Some(self.rng.clone()));
+            tape.streams_from(stream);
+            let windows = Var::constant(self.windows.narrow(pass * batch, batch)?);
+            let outputs = self.model.forward(&tape, &windows)?;
+            let found = self.params.read_floats(outputs.tensor())?;
+            let mut slope = vec![0.0f32; found.len()];
+            total += gradient(&found, &mut slope)? / passes as f64;
+            let scale = control.loss_scale / passes as f64;
+            let slope: Vec<f64> = slope.iter().map(|&g| f64::from(g) * scale).collect();
+            let seed = tape.empty(*outputs.shape(), outputs.dtype(), "grad.outputs")?;
+            self.params.write_floats(&seed, &slope)?;
+            tape.backward_from(&outputs, seed)?;
+            stream = tape.next_stream();
+        }
+        self.optimizer.enqueue(&tape)?;
+        Ok(total)
+    }
+
     /// Loss of the last update; waits for it.
     ///
     /// # Errors
@@ -391,6 +432,52 @@ impl Step {
             all.extend_from_slice(&found[..rows.len() * outputs]);
         }
         Ok(all)
+    }
+
+    /// Outputs of windows `[n, channels, time]` that lie in the device's own memory, written to
+    /// `outputs` `[n, outputs]` there; enqueued, not waited for. Both are contiguous and f32, or
+    /// `windows` of a 16-bit type.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the extents are not the model's, or this step was made without
+    /// evaluation.
+    pub fn evaluate_views(&self, windows: &View, outputs: &View) -> Result<()> {
+        let Some(eval) = &self.eval else {
+            return Err(Error::shape("evaluate", "the step was made without evaluation"));
+        };
+        let (channels, window, width) = self.spec.model.extents();
+        let n = windows.shape.dims().first().copied().unwrap_or(0);
+        if windows.shape.dims() != [n, channels, window] || outputs.shape.dims() != [n, width] {
+            let problem = format!("windows {} and outputs {}", windows.shape, outputs.shape);
+            return Err(Error::shape("evaluate", problem));
+        }
+        let backend = self.params.backend();
+        let copy = |from: View, to: View| -> Result<()> {
+            let op = Box::new(Axpy::scaling(from.shape.numel(), 1.0));
+            backend.run(op, Io { inputs: &[from], outputs: &[to] })
+        };
+        let part = |view: &View, first: usize, rows: usize| -> View {
+            let each = view.shape.numel() / n.max(1);
+            let skip = (first * each * view.dtype.size()) as u64;
+            let shape = Shape::from([rows, each]);
+            View {
+                address: view.address + skip,
+                shape,
+                strides: shape.row_major(),
+                dtype: view.dtype,
+            }
+        };
+        let most = eval.windows.dims()[0];
+        for first in (0..n).step_by(most) {
+            let rows = usize::min(most, n - first);
+            copy(part(windows, first, rows), *eval.windows.narrow(0, rows)?.view())?;
+            match &eval.replay {
+                Some(replay) => backend.replay(replay)?,
+                None => self.enqueue_evaluation(eval)?,
+            }
+            copy(*eval.outputs.narrow(0, rows)?.view(), part(outputs, first, rows))?;
+        }
+        Ok(())
     }
 
     /// Name of the first parameter or gradient that is not finite, if any.

@@ -53,7 +53,7 @@ impl Build {
     }
 
     /// The folder with the libraries, built where the sources are newer; None without a compiler.
-    fn folder(&self) -> Option<PathBuf> {
+    pub fn folder(&self) -> Option<PathBuf> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
         let cxx = std::env::var("CXX").unwrap_or_else(|_| "g++".into());

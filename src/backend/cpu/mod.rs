@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 use host::HostIo;
 use rayon::ThreadPool;
-use simd::memory::HostMemory;
+use simd::memory::{HostMemory, with_lent};
+pub use simd::memory::{Lent, LentMut};
 
 use super::null::check_copy;
 use super::route::Wishes;
@@ -116,6 +117,21 @@ impl Cpu {
     pub fn profile(&self, on: bool) -> Option<Profile> {
         let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *profile, on.then(Profile::new))
+    }
+
+    /// Runs an op on arrays of the caller's, without a copy. The op decides how long each must be.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for operands that do not fit the op.
+    pub fn run_lent(
+        &self,
+        op: &dyn Op,
+        inputs: &[Lent<'_>],
+        outputs: &mut [LentMut<'_>],
+    ) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool
+            .install(|| with_lent(inputs, outputs, |operands| op.host(&mut HostIo::new(operands))))
     }
 
     /// Runs an op that somebody else keeps.

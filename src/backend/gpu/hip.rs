@@ -75,6 +75,16 @@ impl Hip {
     /// # Errors
     /// [`Error::Device`] with what is missing, old, busy or hidden, and what would mend it.
     pub fn open(ordinal: usize, vendor: bool) -> Result<Self> {
+        Self::open_on(ordinal, vendor, None)
+    }
+
+    /// [`Hip::open`] with work on a stream of the caller's: the address of its `hipStream_t`, 0 being
+    /// the default stream. It must outlive what is opened. The default stream cannot be recorded:
+    /// steps on it run op by op.
+    ///
+    /// # Errors
+    /// As [`Hip::open`].
+    pub fn open_on(ordinal: usize, vendor: bool, stream: Option<usize>) -> Result<Self> {
         let library = library::open()?;
         let cards = library.count()?;
         let device = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
@@ -82,15 +92,17 @@ impl Hip {
             let problem = format!("card {ordinal} of {cards}");
             return Err(refused(problem, "`engine devices` lists the cards there are"));
         }
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: a card that was counted; writes one handle.
-        unsafe {
-            library.check("choosing the card", library.runtime.hipSetDevice(device))?;
-            let code =
-                library.runtime.hipStreamCreateWithFlags(&mut stream, sys::hipStreamNonBlocking);
+        // SAFETY: a card that was counted.
+        library.check("choosing the card", unsafe { library.runtime.hipSetDevice(device) })?;
+        let owned = stream.is_none();
+        let mut stream = stream.map_or(std::ptr::null_mut(), std::ptr::with_exposed_provenance_mut);
+        if owned {
+            let flags = sys::hipStreamNonBlocking;
+            // SAFETY: writes one handle.
+            let code = unsafe { library.runtime.hipStreamCreateWithFlags(&mut stream, flags) };
             library.check("opening the card", code)?;
         }
-        let context = Arc::new(Context { library, device, stream });
+        let context = Arc::new(Context { library, device, stream, owned });
         let mut arch = library.arch(device)?;
         let modules = load_modules(&context, &arch)?;
         let blas = match arch.is_rdna1() && !vendor {
@@ -340,7 +352,7 @@ impl Driver for Hip {
     /// Not where hipBLAS is in use: rocBLAS loads code and takes memory at a shape's first product,
     /// which a recording does not allow.
     fn begin_capture(&self) -> Result<bool> {
-        if !self.graphs || self.blas.is_some() {
+        if !self.graphs || self.blas.is_some() || self.context.stream.is_null() {
             return Ok(false);
         }
         let hip = self.context.enter()?;

@@ -10,7 +10,7 @@ use memmap2::MmapMut;
 
 use crate::backend::{Io, MAX_OPERANDS};
 use crate::tensor::View;
-use crate::{Element, Error, Result};
+use crate::{DType, Element, Error, Result};
 
 struct Chunk {
     base: u64,
@@ -100,6 +100,58 @@ impl HostMemory {
     }
 }
 
+/// An array of the caller's that an op reads.
+#[derive(Debug, Clone, Copy)]
+pub enum Lent<'a> {
+    /// Of f32.
+    F32(&'a [f32]),
+    /// Of f64.
+    F64(&'a [f64]),
+}
+
+/// An array of the caller's that an op writes.
+#[derive(Debug)]
+pub enum LentMut<'a> {
+    /// Of f32.
+    F32(&'a mut [f32]),
+    /// Of f64.
+    F64(&'a mut [f64]),
+}
+
+fn flat(address: *const u8, n: usize, dtype: DType) -> View {
+    View { address: address as u64, shape: [n].into(), strides: [1].into(), dtype }
+}
+
+/// Calls `f` with operands in the caller's own memory, which the borrows keep disjoint and alive.
+///
+/// # Errors
+/// [`Error::Shape`] for too many operands; what `f` returns.
+pub fn with_lent<R>(
+    inputs: &[Lent<'_>],
+    outputs: &mut [LentMut<'_>],
+    f: impl FnOnce(Operands<'_>) -> Result<R>,
+) -> Result<R> {
+    let empty = flat(std::ptr::null(), 0, DType::F32);
+    let (mut from, mut to) = ([empty; MAX_OPERANDS], [empty; MAX_OPERANDS]);
+    if inputs.len() > MAX_OPERANDS || outputs.len() > MAX_OPERANDS {
+        return Err(Error::shape("operands", "more than an op can have"));
+    }
+    for (view, lent) in from.iter_mut().zip(inputs) {
+        *view = match lent {
+            Lent::F32(x) => flat(x.as_ptr().cast(), x.len(), DType::F32),
+            Lent::F64(x) => flat(x.as_ptr().cast(), x.len(), DType::F64),
+        };
+    }
+    for (view, lent) in to.iter_mut().zip(outputs.iter_mut()) {
+        *view = match lent {
+            LentMut::F32(x) => flat(x.as_mut_ptr().cast(), x.len(), DType::F32),
+            LentMut::F64(x) => flat(x.as_mut_ptr().cast(), x.len(), DType::F64),
+        };
+    }
+    let (inputs, outputs) = (&from[..inputs.len()], &to[..outputs.len()]);
+    f(Operands { inputs, outputs, taken: [false; MAX_OPERANDS] })
+}
+
 /// The memory of one launch's operands, checked to be disjoint where written.
 pub struct Operands<'a> {
     inputs: &'a [View],
@@ -126,8 +178,8 @@ impl<'a> Operands<'a> {
         let view = typed::<T>(self.inputs, i, "input")?;
         let length = view.span_bytes() / size_of::<T>();
         // SAFETY: `HostMemory::check` saw that the range is aligned, lies in one live, initialised
-        // chunk and is not written by this launch; the queue lock keeps other launches out; every
-        // bit pattern is a value of `T` (Pod).
+        // chunk and is not written by this launch, and the queue lock keeps other launches out; or
+        // `with_lent` holds the borrow it was made of. Every bit pattern is a value of `T` (Pod).
         Ok(unsafe { slice::from_raw_parts(view.address as *const T, length) })
     }
 

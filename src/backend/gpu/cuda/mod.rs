@@ -39,8 +39,8 @@ struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// The second lane of recordings.
-    beside: sys::CUstream,
+    /// The second lane of recordings; None where the stream is not the engine's own.
+    beside: Option<sys::CUstream>,
 }
 
 // SAFETY: CUDA handles may be used from any thread whose current context is theirs; every use
@@ -59,11 +59,13 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if self.enter().is_ok() {
-            // SAFETY: made in `Cuda::open`; nothing that uses them outlives this.
-            let _ = unsafe { result::stream::destroy(self.stream) };
-            // SAFETY: as above.
-            let _ = unsafe { result::stream::destroy(self.beside) };
+        if let Some(beside) = self.beside
+            && self.enter().is_ok()
+        {
+            for stream in [self.stream, beside] {
+                // SAFETY: made in `Cuda::open_on`; nothing that uses them outlives this.
+                let _ = unsafe { result::stream::destroy(stream) };
+            }
         }
         // SAFETY: retained once in `Cuda::open`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
@@ -149,6 +151,16 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] with what is missing, old, busy or hidden, and what would mend it.
     pub fn open(ordinal: usize, sm: Option<u32>) -> Result<Self> {
+        Self::open_on(ordinal, sm, None)
+    }
+
+    /// [`Cuda::open`] with work on a stream of the caller's: the address of its `CUstream`, of the
+    /// card's primary context, 0 being the default stream. It must outlive what is opened. The
+    /// default stream cannot be recorded: steps on it run op by op.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn open_on(ordinal: usize, sm: Option<u32>, stream: Option<usize>) -> Result<Self> {
         let cards = count()?;
         if ordinal >= cards {
             let problem = format!("card {ordinal} of {cards}");
@@ -160,8 +172,11 @@ impl Cuda {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(card)?;
         // SAFETY: just retained.
         unsafe { result::ctx::set_current(context) }.map_err(card)?;
-        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
-        let (stream, beside) = (stream().map_err(card)?, stream().map_err(card)?);
+        let own = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let (stream, beside) = match stream {
+            Some(address) => (std::ptr::with_exposed_provenance_mut(address), None),
+            None => (own().map_err(card)?, Some(own().map_err(card)?)),
+        };
         let inner = Arc::new(Context { device, context, stream, beside });
         let (mut arch, own) = arch_of(device, sm)?;
         if let Some((problem, remedy)) = images::why_not(own) {
@@ -176,7 +191,10 @@ impl Cuda {
             starts_early: matches!(own, Machine::Cuda { sm } if sm >= 90)
                 && images::of(own).into_iter().all(Image::waits)
                 && std::env::var("ENGINE_CUDA_EARLY").as_deref() != Ok("0"),
-            lanes: if std::env::var("ENGINE_CUDA_LANES").as_deref() == Ok("1") { 1 } else { 2 },
+            lanes: match std::env::var("ENGINE_CUDA_LANES").as_deref() {
+                Ok("1") => 1,
+                _ => 1 + usize::from(inner.beside.is_some()),
+            },
             beside: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
             inner,
@@ -199,7 +217,8 @@ impl Cuda {
 
     /// The queue that kernels go to.
     fn lane(&self) -> sys::CUstream {
-        if self.beside.load(Relaxed) { self.inner.beside } else { self.inner.stream }
+        let beside = self.inner.beside.filter(|_| self.beside.load(Relaxed));
+        beside.unwrap_or(self.inner.stream)
     }
 
     /// Version of cuBLAS, where it is there.
@@ -460,6 +479,9 @@ impl Driver for Cuda {
     }
 
     fn begin_capture(&self) -> Result<bool> {
+        if self.inner.stream.is_null() {
+            return Ok(false);
+        }
         self.inner.enter()?;
         self.choose_lane(0)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

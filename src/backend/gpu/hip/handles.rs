@@ -17,6 +17,8 @@ pub(super) struct Context {
     pub(super) library: &'static Library,
     pub(super) device: c_int,
     pub(super) stream: hipStream_t,
+    /// The stream was made here, and is destroyed here.
+    pub(super) owned: bool,
 }
 
 // SAFETY: HIP handles may be used from any thread that has chosen their card; every use below goes
@@ -50,8 +52,10 @@ pub(super) type HipCalls = sys::runtime::HipLib;
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: made in `Hip::open`; nothing that uses it outlives this.
-        unsafe { self.leave().hipStreamDestroy(self.stream) };
+        if self.owned {
+            // SAFETY: made in `Hip::open_on`; nothing that uses it outlives this.
+            unsafe { self.leave().hipStreamDestroy(self.stream) };
+        }
     }
 }
 

@@ -1,0 +1,3 @@
+//! The functions of `include/engine.h`, exported.
+
+pub use engine::capi::*;
