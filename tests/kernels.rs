@@ -9,12 +9,15 @@ mod cases;
 mod image;
 #[path = "kernels/planned.rs"]
 mod planned;
+#[path = "kernels/rdna1.rs"]
+mod rdna1;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+use engine::backend::gpu::driver::Operands;
 use engine::backend::gpu::images::{self, Image};
 use engine::backend::{Arch, Machine};
 
@@ -295,6 +298,101 @@ fn kernels_wait_for_their_predecessor() {
         let waits = text.matches(word).count();
         let place = format!("{} for {}", image.source, image.arch);
         assert!(waits >= image.kernels.len(), "{place}: {waits} of {}", image.kernels.len());
+    }
+}
+
+/// What AMD's runtime goes by, out of the objects' own bytes: version 4, which ROCm 5 loads, and
+/// descriptors that fit what is launched. No hidden argument: none is passed.
+#[test]
+fn code_objects_are_what_the_runtime_expects() {
+    let structs = structs();
+    let shared: BTreeMap<(&str, &str), u32> =
+        resources().iter().map(|row| ((row.arch, row.kernel), row.shared)).collect();
+    let mut bytes = BTreeMap::new();
+    for arch in cards().iter().filter(|arch| matches!(arch.machine, Machine::Hip { .. })) {
+        for launch in planned::launches(arch) {
+            bytes.insert(launch.kernel, structs[struct_of(&structs, launch.op)].0);
+        }
+    }
+    for image in images::all().filter(|image| image.arch.starts_with("gfx")) {
+        let notes = String::from_utf8_lossy(image.bytes);
+        let version = image.bytes.windows(14).position(|part| part == b"amdhsa.version");
+        let version = version.map(|at| &image.bytes[at + 14..at + 17]);
+        assert_eq!(version, Some(&[0x92, 1, 1][..]), "{} for {}", image.source, image.arch);
+        for word in ["hidden_", "uses_dynamic_stack"] {
+            assert!(!notes.contains(word), "{} for {}: {word}", image.source, image.arch);
+        }
+        let undefined = image::undefined(image);
+        assert!(undefined.is_empty(), "{} for {}: {undefined:?}", image.source, image.arch);
+        let descriptors = image::descriptors(image);
+        assert_eq!(descriptors.len(), image.kernels.len(), "{} for {}", image.source, image.arch);
+        for (kernel, found) in descriptors {
+            let place = format!("{kernel} for {}", image.arch);
+            assert_eq!(found.shared, shared[&(image.arch, kernel.as_str())], "{place}: LDS");
+            assert_eq!(found.scratch, 0, "{place}: scratch");
+            let rdna = image.arch.len() == "gfx1010".len();
+            assert_eq!(found.wave, if rdna { 32 } else { 64 }, "{place}: lanes of a wave");
+            assert!(!rdna || !found.spread, "{place}: blocks spread over two compute units");
+            if let Some(params) = bytes.get(&kernel) {
+                let arguments = params.next_multiple_of(8) + size_of::<Operands>();
+                assert_eq!(found.arguments as usize, arguments, "{place}: bytes of arguments");
+            }
+        }
+    }
+}
+
+/// The code for RDNA1 is made of what that card has.
+#[test]
+fn rdna1_has_every_instruction() {
+    // What the list is for is found.
+    let bad = "\tv_dot2_f32_f16 v0, v1, v2, v3\n\tglobal_atomic_add_f32 v0, v1, s[0:1]\n\
+               \tv_mov_b32_dpp v0, v1 row_bcast:15\n\tv_fma_legacy_f32 v0, v1, v2, v3\n\
+               \tv_fma_mix_f32 v0, v1, v2, v3\n";
+    assert_eq!(rdna1::absent(bad).len(), 4, "{:?}", rdna1::absent(bad));
+    let Some(objdump) = ["llvm-objdump-19", "llvm-objdump"].into_iter().find_map(tool) else {
+        eprintln!("skipped: instructions of gfx1010: no llvm-objdump (scripts/toolchain hip)");
+        return;
+    };
+    let mut findings = BTreeSet::new();
+    for image in images::all().filter(|image| image.arch == "gfx1010") {
+        let code = said(&objdump, &["-d", "--no-show-raw-insn"], image);
+        assert!(code.contains("s_endpgm"), "{}: no code found", image.source);
+        findings
+            .extend(rdna1::absent(&code).iter().map(|what| format!("{}: {what}", image.source)));
+    }
+    let findings: Vec<String> = findings.into_iter().collect();
+    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+}
+
+/// The table of predictions is what the script makes of the kernels and plans as they are. Where
+/// ENGINE_RDNA_REPORT names a folder, which the script does, they are put there instead.
+#[test]
+fn predictions_are_of_these_kernels() {
+    let images: Vec<&Image> = images::all().filter(|image| image.arch == "gfx1010").collect();
+    let wanted = env::var_os("ENGINE_RDNA_REPORT").map(PathBuf::from);
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = wanted.as_deref().unwrap_or(folder.path());
+    for image in &images {
+        let name = format!("{}.co", image.source.replace('/', "_"));
+        fs::write(folder.join(name), image.bytes).expect("written");
+    }
+    fs::write(folder.join("launches.tsv"), planned::trace_of_profile()).expect("written");
+    let compiler = images::hip_compiler().unwrap_or("none");
+    fs::write(folder.join("compiler.txt"), compiler).expect("written");
+    if wanted.is_some() || images.is_empty() || tool("llvm-mca-19").is_none() {
+        eprintln!("skipped: predictions: no code for gfx1010, or no llvm-mca-19");
+        return;
+    }
+    let mut command = Command::new("python3");
+    command.arg(root().join("scripts/rdna-report")).arg("--folder").arg(folder);
+    command.arg("--check").arg(root().join("docs/rx5600xt-prediction.md"));
+    match command.output() {
+        Err(error) => eprintln!("skipped: predictions: no python3: {error}"),
+        Ok(said) => {
+            let words = String::from_utf8_lossy(&said.stderr);
+            assert!(said.status.success(), "{words}");
+            eprint!("{words}");
+        }
     }
 }
 

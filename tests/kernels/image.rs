@@ -1,6 +1,6 @@
 //! Reads images as a driver does: cubins and code objects are ELF, PTX is text.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::backend::gpu::images::Image;
 
@@ -14,6 +14,10 @@ struct Symbol {
     name: String,
     kind: u8,
     other: u8,
+    /// Index of its section; 0 where it is not defined.
+    section: u64,
+    /// Its address, and where in the file its section's addresses begin at 0.
+    at: (u64, u64),
 }
 
 /// All symbols of a 64-bit little-endian ELF file.
@@ -30,6 +34,11 @@ fn symbols(elf: &[u8]) -> Vec<Symbol> {
             number(elf, at + 40, 4),
         )
     };
+    // Offset less address; numbers from 0xff00 on stand for no section.
+    let base = |index: u64| match index {
+        0xff00.. => 0,
+        _ => section(index).1.wrapping_sub(number(elf, table + size * index + 16, 8)),
+    };
     let mut found = Vec::new();
     for (kind, offset, bytes, link) in (0..count).map(section) {
         // SHT_SYMTAB and SHT_DYNSYM; stripped code objects have the second only.
@@ -45,6 +54,8 @@ fn symbols(elf: &[u8]) -> Vec<Symbol> {
                 name: String::from_utf8_lossy(&name[..end]).into_owned(),
                 kind: elf[at as usize + 4] & 15,
                 other: elf[at as usize + 5],
+                section: number(elf, at + 6, 2),
+                at: (number(elf, at + 8, 8), base(number(elf, at + 6, 2))),
             });
         }
     }
@@ -70,6 +81,46 @@ pub fn entries(image: &Image) -> BTreeSet<String> {
     const ENTRY: u8 = 0x10; // STO_CUDA_ENTRY
     let entry = |symbol: &Symbol| symbol.kind == FUNCTION && symbol.other & ENTRY != 0;
     symbols.filter(entry).map(|symbol| symbol.name).collect()
+}
+
+/// Names that an image uses and does not define, which AMD's runtime takes for variables of the host.
+pub fn undefined(image: &Image) -> Vec<String> {
+    let symbols = symbols(image.bytes).into_iter();
+    symbols.filter(|s| s.section == 0 && !s.name.is_empty()).map(|s| s.name).collect()
+}
+
+/// What a kernel descriptor of AMD's says ("Kernel Descriptor" in LLVM's "User Guide for AMDGPU
+/// Backend").
+pub struct Descriptor {
+    /// Bytes of static shared memory.
+    pub shared: u32,
+    /// Bytes of memory of a thread's own.
+    pub scratch: u32,
+    /// Bytes of arguments.
+    pub arguments: u32,
+    /// Lanes.
+    pub wave: u32,
+    /// WGP mode: a block is spread over two compute units.
+    pub spread: bool,
+}
+
+/// The kernels of a code object.
+pub fn descriptors(image: &Image) -> BTreeMap<String, Descriptor> {
+    let kernel = |symbol: Symbol| {
+        let name = symbol.name.strip_suffix(".kd")?.to_string();
+        let at = symbol.at.0.wrapping_add(symbol.at.1);
+        let field = |offset: u64, size| number(image.bytes, at + offset, size) as u32;
+        let (resources, properties) = (field(48, 4), field(56, 2));
+        let descriptor = Descriptor {
+            shared: field(0, 4),
+            scratch: field(4, 4) + (field(52, 4) & 1),
+            arguments: field(8, 4),
+            wave: if properties & (1 << 10) != 0 { 32 } else { 64 },
+            spread: resources & (1 << 29) != 0,
+        };
+        Some((name, descriptor))
+    };
+    symbols(image.bytes).into_iter().filter_map(kernel).collect()
 }
 
 /// Entries of PTX with the most threads a block of theirs may have.

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 
 use engine::backend::null::Null;
-use engine::backend::{Arch, Backend, Io, Mem, MemoryUse, Op, Replay, Route};
+use engine::backend::{Arch, Backend, Io, Mem, MemoryUse, Op, Replay, Route, Stage};
 use engine::model::{EegFormerConfig, ModelConfig, ShallowConfig};
 use engine::nn::params::{Builder, Params};
 use engine::ops::loss::Pointwise;
@@ -32,6 +32,8 @@ struct Heard {
     /// Bytes of each op's parameters.
     ops: BTreeMap<&'static str, usize>,
     launches: BTreeSet<Launch>,
+    /// In the order of calls: op, bytes of its operands, words of its parameters, stages.
+    trace: String,
 }
 
 /// The null device with an ear.
@@ -70,6 +72,11 @@ impl Backend for Listener {
         let float = operands.find(|view| view.dtype.is_float());
         let dtype = float.map_or(DType::F32, |view| view.dtype);
         if let Route::Kernel(plan) = op.plan(self.arch(), dtype) {
+            let bytes: usize = io.inputs.iter().chain(io.outputs).map(View::span_bytes).sum();
+            let words: Vec<String> = op.params().chunks_exact(4).map(word).collect();
+            let stages: Vec<String> = plan.stages.iter().map(stage).collect();
+            let line = [op.name(), &bytes.to_string(), &words.join(","), &stages.join(";")];
+            heard.trace += &(line.join("\t") + "\n");
             for stage in plan.stages {
                 heard.launches.insert(Launch {
                     op: op.name(),
@@ -103,6 +110,39 @@ impl Backend for Listener {
     fn memory(&self) -> MemoryUse {
         self.null.memory()
     }
+}
+
+/// A word of parameters as a number.
+fn word(bytes: &[u8]) -> String {
+    bytemuck::pod_read_unaligned::<u32>(bytes).to_string()
+}
+
+/// Kernel, blocks, threads of a block, bytes of dynamic shared memory.
+fn stage(stage: &Stage) -> String {
+    let [x, y, z] = stage.grid.map(u64::from);
+    format!("{}:{}:{}:{}", stage.kernel, x * y * z, stage.block, stage.shared)
+}
+
+/// The launches of one training step of the profile for the RX 5600 XT, for scripts/rdna-report.
+pub fn trace_of_profile() -> String {
+    let model = EegFormerConfig { d_model: 96, n_heads: 6, n_layers: 4, ..Default::default() };
+    let spec = StepSpec {
+        model: ModelConfig::EegFormer(model),
+        batch: 8,
+        accumulation: 1,
+        eval_batch: 0,
+        objective: Objective::Pointwise(Pointwise::Mse),
+        rule: Rule::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8 },
+        average: false,
+        dtype: DType::F32,
+        compute: None,
+        seed: 1,
+    };
+    let arch = Arch { blas: false, ..Arch::claim("gfx1010").expect("known") };
+    let listener = Arc::new(Listener { null: Null::new(arch, u64::MAX), heard: Mutex::default() });
+    drop(Step::new(Arc::clone(&listener) as _, spec).expect("plans"));
+    let heard = listener.heard.lock().expect("not poisoned");
+    heard.trace.clone()
 }
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
