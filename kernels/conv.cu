@@ -7,6 +7,7 @@
 // inputs and outputs exchanged, taps reversed, and dy spread out by the stride. conv1d_weight is
 // [outputs, times] times [times, inputs * taps], its sum over the batch cut into slices that the
 // last stage adds up in a fixed order. Arithmetic is f32 on the ordinary units and bounds all three.
+#define ROOMY
 #include "partials.h"
 
 namespace {

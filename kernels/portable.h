@@ -12,7 +12,13 @@
 #elif defined(__CUDACC__)
 #define DEVICE __device__ __forceinline__
 #define GLOBAL extern "C" __global__
+// Left alone, ptxas spills to fit more blocks a unit. A file defines ROOMY ahead of this one where its
+// kernels would lose more by that than they gain.
+#ifdef ROOMY
+#define BOUNDS(threads) __launch_bounds__(threads, 1)
+#else
 #define BOUNDS(threads) __launch_bounds__(threads)
+#endif
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")

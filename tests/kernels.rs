@@ -23,7 +23,35 @@ use engine::backend::{Arch, Machine};
 
 /// Kernels that may spill, or keep an array in memory: (kernel, architecture, why). A name that ends
 /// with `*` stands for all that begin so; the architecture `*` for all.
-const MAY_SPILL: &[(&str, &str, &str)] = &[];
+const MAY_SPILL: &[(&str, &str, &str)] = &[
+    ("layernorm_bf16", "sm_80", MORE_BLOCKS),
+    ("layernorm_f16", "sm_80", MORE_BLOCKS),
+    ("layernorm_bf16", "sm_86", MORE_BLOCKS),
+    ("layernorm_f16", "sm_86", MORE_BLOCKS),
+    ("layernorm_bf16", "sm_89", MORE_BLOCKS),
+    ("layernorm_f16", "sm_89", MORE_BLOCKS),
+    ("softmax_backward_bf16", "sm_80", MORE_BLOCKS),
+    ("softmax_backward_bf16", "sm_86", MORE_BLOCKS),
+    ("softmax_backward_bf16", "sm_89", MORE_BLOCKS),
+    ("pool_backward_f32", "sm_80", MORE_BLOCKS),
+    ("gemm_nn_128_bf16", "sm_80", MORE_BLOCKS),
+    ("gemm_nn_128_f16", "sm_80", MORE_BLOCKS),
+    ("gemm_nn_128_f16", "sm_86", MORE_BLOCKS),
+    ("gemm_nn_128_f16", "sm_89", MORE_BLOCKS),
+    ("gemm_nn_64_bf16", "sm_120", MORE_BLOCKS),
+    ("gemm_nt_64_bf16", "sm_120", MORE_BLOCKS),
+    ("gemm_nt_32_bf16", "sm_120", MORE_BLOCKS),
+    ("gemm_nt_32_f16", "sm_120", MORE_BLOCKS),
+    ("gemm_tn_32_bf16", "sm_120", MORE_BLOCKS),
+    ("gemm_tn_32_f16", "sm_120", MORE_BLOCKS),
+];
+
+/// Without these spills a thread takes up to a third more registers, and fewer blocks fit.
+const MORE_BLOCKS: &str = "8 to 40 bytes, outside the loop over k or once a row: ptxas trades them \
+                           for one more block a multiprocessor";
+
+/// Bytes that such a kernel may spill.
+const FEW: u32 = 40;
 
 /// What the compilers reported: source, architecture, kernel, registers, stack, spills, shared bytes.
 const RESOURCES: &str = include_str!(concat!(env!("OUT_DIR"), "/resources.tsv"));
@@ -179,7 +207,7 @@ fn nothing_spills() {
                 Some(start) => row.kernel.starts_with(start),
                 None => row.kernel == kernel,
             };
-            same && (arch == "*" || arch == row.arch)
+            same && (arch == "*" || arch == row.arch) && row.spills <= FEW
         })
     };
     let rows = resources();

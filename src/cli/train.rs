@@ -126,8 +126,8 @@ impl Session<'_> {
         self.paths.metrics().exists() || self.paths.fold(1).metrics().exists()
     }
 
-    fn run(&self, found: Option<Found>) -> Result<Ended> {
-        let start = Instant::now();
+    /// The device that was found, or that of the settings; says which it is, and the profile.
+    fn backend(&self, found: Option<Found>) -> Result<Arc<dyn Backend>> {
         let settings = self.settings();
         let backend = match found {
             Some(found) => opened(found, settings, self.console)?,
@@ -138,6 +138,13 @@ impl Session<'_> {
             let how = "--profile NAME, another flag or --set SECTION.NAME=VALUE replaces it";
             self.console.say(&format!("profile {name} ({machine}); {how}"));
         }
+        Ok(backend)
+    }
+
+    fn run(&self, found: Option<Found>) -> Result<Ended> {
+        let start = Instant::now();
+        let settings = self.settings();
+        let backend = self.backend(found)?;
         let data = match dataset::open(settings, self.console, signal::stop_flag()) {
             Err(_) if signal::stop_requested() => return Ok(Ended::Interrupted),
             other => other?,

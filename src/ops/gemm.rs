@@ -106,8 +106,8 @@ impl Gemm {
 
     /// Blocks of two waves, 64 x 64 elements each (`kernels/hip/gemm.hip`).
     fn on_rdna(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
-        let blocks = self.m.div_ceil(64) * self.n.div_ceil(64);
-        self.split(arch, &format!("gemm_{layout}_rdna_{dtype}"), blocks, 64, dtype).with(0)
+        let (kernel, tiles) = (format!("gemm_{layout}_rdna_{dtype}"), self.m.div_ceil(64));
+        self.split(arch, &kernel, tiles * self.n.div_ceil(64), 64, dtype).with(0)
     }
 
     /// Which way round the operands lie, in the words of the matrix kernels.
@@ -125,20 +125,19 @@ impl Gemm {
         let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
         let long = self.k >= LONG_K && self.batch == 1;
         let wide = self.m > 64 && self.n > 64;
-        let hopper = arch.machine == Machine::Cuda { sm: 90 };
-        if hopper && wide && (2 * tiles(128) >= arch.units || long) {
-            let blocks = tiles(128) / self.batch;
-            let kernel = format!("{kernel}_wgmma_{dtype}");
+        if arch.machine == (Machine::Cuda { sm: 90 })
+            && wide
+            && (2 * tiles(128) >= arch.units || long)
+        {
+            let (kernel, blocks) = (format!("{kernel}_wgmma_{dtype}"), tiles(128) / self.batch);
             return self.split(arch, &kernel, blocks, 256, dtype).with(99_328);
         }
-        let (tile, threads, shared) = match wide && (tiles(128) >= arch.units || long) {
-            true => (128, 256, 73_728),
-            false if tiles(64) >= 2 * arch.units || long => (64, 128, 32_768),
-            false => (32, 128, 49_152),
-        };
-        let blocks = match tile {
-            32 => self.m.div_ceil(64) * self.n.div_ceil(32),
-            _ => tiles(tile) / self.batch,
+        let (tile, blocks, threads, shared) = if wide && (tiles(128) >= arch.units || long) {
+            (128, tiles(128) / self.batch, 256, 73_728)
+        } else if tiles(64) >= 2 * arch.units || long {
+            (64, tiles(64) / self.batch, 128, 32_768)
+        } else {
+            (32, self.m.div_ceil(64) * self.n.div_ceil(32), 128, 49_152)
         };
         self.split(arch, &format!("{kernel}_{tile}_{dtype}"), blocks, threads, dtype).with(shared)
     }
@@ -154,7 +153,14 @@ impl Gemm {
     }
 
     /// `blocks` tiles a product, k split among several blocks where it is long and there are few.
-    fn split(&self, arch: &Arch, kernel: &str, blocks: u32, threads: u32, dtype: &str) -> Split {
+    fn split(
+        &self,
+        arch: &Arch,
+        kernel: &str,
+        blocks: u32,
+        threads: u32,
+        dtype: &str,
+    ) -> plans::Split {
         let few = self.batch == 1 && self.k >= LONG_K && blocks < arch.units;
         let splits = match few {
             true => (2 * arch.units / blocks).clamp(1, self.k.div_ceil(LEAST_SHARE)),
@@ -162,7 +168,7 @@ impl Gemm {
         };
         let plan = Plan::new(kernel, [blocks, splits, self.batch], threads);
         let end = format!("gemm_end_{dtype}");
-        Split { plan, splits, end, m: self.m as usize, n: self.n as usize }
+        plans::Split { plan, splits, end, m: self.m as usize, n: self.n as usize }
     }
 
     /// True for what a vendor's library computes: nothing follows the product.
@@ -175,34 +181,8 @@ op!(Gemm, "gemm", |op, arch, kernel| op.plan(arch, kernel), vendor = Gemm::is_pl
 
 /// From this length on, sums over k are split among blocks where tiles are few.
 const LONG_K: u32 = 1024;
-
 /// Least length of one block's share of k.
 const LEAST_SHARE: u32 = 128;
-
-/// A product whose sums may be split.
-struct Split {
-    plan: Plan,
-    splits: u32,
-    end: String,
-    m: usize,
-    n: usize,
-}
-
-impl Split {
-    /// The plan, the product's blocks having `shared` bytes of dynamic shared memory.
-    fn with(self, shared: usize) -> Plan {
-        let plan = self.plan.shared(shared);
-        if self.splits == 1 {
-            return plan;
-        }
-        let cells = self.m * self.n;
-        // A block of 256 threads takes 64 packs of 4 elements, or 64 sums of A's rows.
-        let packs = cells.div_ceil(4) + self.m;
-        let blocks = u32::try_from(packs.div_ceil(64)).unwrap_or(u32::MAX);
-        let workspace = 256 + 4 * self.splits as usize * (cells + self.m);
-        plan.then(self.end, [blocks, 1, 1], 256).workspace(workspace)
-    }
-}
 
 /// Multiplications above which one product is shared among threads.
 const SHARED_WORK: usize = 8_000_000;

@@ -110,11 +110,7 @@ impl<'a> Fit<'a> {
         let sampler = Sampler::new(&numbered(&subjects), classes, balance, step.rows(), t.seed)?;
         let total = sampler.batches() as u64 * t.epochs;
         let total = t.max_steps.map_or(total, |most| most.min(total));
-        let standard = (!is_class).then(|| {
-            let by_subject: std::collections::BTreeMap<&str, f64> =
-                train.iter().map(|w| (data.recording(w).subject.as_str(), data.label(w))).collect();
-            Standard::of(&by_subject.into_values().collect::<Vec<_>>())
-        });
+        let standard = (!is_class).then(|| standard(data, &train));
         let about = About {
             model: step.spec().model.clone(),
             task: data.target.task.clone(),
@@ -124,14 +120,8 @@ impl<'a> Fit<'a> {
             by_recording: data.target.by_recording,
         };
         let augment = augmentation(settings, data)?;
-        let resident = match augment.only_moves() {
-            true => {
-                let all: Vec<Window> = train.iter().chain(&validation).copied().collect();
-                let rows = step.rows().max(EVAL_BATCH);
-                Resident::load(step.params().backend(), &data.prepared.cache, &all, rows)?
-            }
-            false => None,
-        };
+        let all = train.iter().chain(&validation).copied();
+        let resident = resident(&step, data, &augment, all)?;
         let source = Source {
             data,
             windows: train,
@@ -514,6 +504,27 @@ struct Course<'a> {
     /// Steps whose results were not read yet, by number.
     unread: VecDeque<(u64, Results)>,
     last_loss: Option<f64>,
+}
+
+/// How labels become z-scores: by the mean and the deviation over subjects.
+fn standard(data: &Dataset, train: &[Window]) -> Standard {
+    let by_subject: std::collections::BTreeMap<&str, f64> =
+        train.iter().map(|w| (data.recording(w).subject.as_str(), data.label(w))).collect();
+    Standard::of(&by_subject.into_values().collect::<Vec<_>>())
+}
+
+/// The recordings of these windows on the step's device, where batches can be made there.
+fn resident(
+    step: &Step,
+    data: &Dataset,
+    augment: &Augment,
+    windows: impl Iterator<Item = Window>,
+) -> Result<Option<Resident>> {
+    if !augment.only_moves() {
+        return Ok(None);
+    }
+    let (windows, rows) = (windows.collect::<Vec<_>>(), step.rows().max(EVAL_BATCH));
+    Resident::load(step.params().backend(), &data.prepared.cache, &windows, rows)
 }
 
 fn augmentation(settings: &Settings, data: &Dataset) -> Result<Augment> {

@@ -28,7 +28,7 @@ use crate::ops::pool::{Kind, mean_time, pool};
 use crate::ops::positions::add_positions;
 use crate::ops::softmax::softmax;
 use crate::ops::spectral::spectral;
-use crate::ops::{dropout::dropout, philox};
+use crate::ops::{dropout::dropout, philox, window};
 use crate::optim::{Control, Optimizer, Rates, Rule};
 use crate::tensor::Tensor;
 use crate::{DType, Error, Result, Tape, Var};
@@ -196,6 +196,37 @@ const TRANSFORMER: &[Case] = &[
 ];
 
 const CONVOLUTION: &[Case] = &[
+    Case {
+        kind: "window",
+        name: "windows of recordings",
+        mixed: false,
+        operands: &[(&[5], Fixed), (&[3, 5, 90], Parameter)],
+        run: |tape, v| {
+            let backend = tape.backend();
+            // One recording of 5 channels and 3 tiles; windows of it cross their edges.
+            let codes: Vec<i32> =
+                (0..5 * 3 * window::TILE as i32 / 2).map(|i| i * 61_861).collect();
+            let samples = backend.tensor([codes.len()], &codes, "samples of the self-test")?;
+            let mut table = Vec::new();
+            for i in 0..3 {
+                let source = window::Source {
+                    block: 0,
+                    scales: 0,
+                    stored: 5,
+                    start: 40 * i,
+                    shift: 11 * i,
+                    reversed: i == 1,
+                    factor: 1e-3,
+                    mask: (7, 3 * i),
+                };
+                window::describe(&mut table, &source, (0..5).map(|c| (c != i).then_some(4 - c)));
+            }
+            let table = backend.tensor([3, window::HEAD + 5], &table, "table of the self-test")?;
+            let windows = tape.empty([3, 5, 90], v[0].dtype(), "windows of the self-test")?;
+            window::gather(backend, (&samples, v[0].tensor(), &table), 3, &windows)?;
+            elementwise::mul(tape, &Var::constant(windows), &v[1])
+        },
+    },
     Case {
         kind: "conv",
         name: "composed convolution",

@@ -3,9 +3,11 @@
 //! kernel only when the one before it has ended.
 //!
 //! # Layout
-//! Here the driver; [`facts`], what there is and what is wrong with it; [`library`], cuBLAS.
+//! Here the driver; [`facts`], what there is and what is wrong with it; [`function`], kernels'
+//! handles; [`library`], cuBLAS.
 
 mod facts;
+mod function;
 mod library;
 
 use std::ffi::{CString, c_int, c_void};
@@ -21,6 +23,8 @@ use super::driver::{Driver, Launch};
 use super::images::{self, Image};
 use facts::{arch_of, driver_version, failed, refused, version_words};
 pub use facts::{count, cublas_is_present, driver_is_present};
+pub use function::Function;
+use function::{DEFAULT_SHARED, allow_shared};
 use library::{Blas, multiply, open_blas};
 
 use crate::backend::{Arch, Machine};
@@ -579,25 +583,4 @@ impl Drop for Cuda {
             }
         }
     }
-}
-
-/// A kernel's handle.
-#[derive(Debug, Clone, Copy)]
-pub struct Function(sys::CUfunction);
-// SAFETY: see `Context`.
-unsafe impl Send for Function {}
-// SAFETY: as above.
-unsafe impl Sync for Function {}
-
-/// Dynamic shared memory that a kernel may have without asking.
-const DEFAULT_SHARED: u32 = 48 << 10;
-
-fn allow_shared(function: sys::CUfunction, shared: u32, name: &str) -> Result<()> {
-    if shared <= DEFAULT_SHARED {
-        return Ok(());
-    }
-    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    // SAFETY: a live function.
-    unsafe { result::function::set_function_attribute(function, which, shared as c_int) }
-        .map_err(|e| failed(&format!("{shared} bytes of shared memory for {name}"), e))
 }
