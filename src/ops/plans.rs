@@ -64,6 +64,32 @@ pub(super) fn row_sums(kernel: &str, arch: &Arch, rows: usize, cols: usize) -> P
     add_partials(Plan::blocks(kernel, blocks, threads as u32), kernel, blocks, 2 * cols)
 }
 
+/// A product whose sums may be split.
+pub(super) struct Split {
+    pub(super) plan: Plan,
+    pub(super) splits: u32,
+    /// The kernel that puts the parts together.
+    pub(super) end: String,
+    pub(super) m: usize,
+    pub(super) n: usize,
+}
+
+impl Split {
+    /// The plan, the product's blocks having `shared` bytes of dynamic shared memory.
+    pub(super) fn with(self, shared: usize) -> Plan {
+        let plan = self.plan.shared(shared);
+        if self.splits == 1 {
+            return plan;
+        }
+        let cells = self.m * self.n;
+        // A block of 256 threads takes 64 packs of 4 elements, or 64 sums of A's rows.
+        let packs = cells.div_ceil(4) + self.m;
+        let blocks = u32::try_from(packs.div_ceil(64)).unwrap_or(u32::MAX);
+        let workspace = 256 + 4 * self.splits as usize * (cells + self.m);
+        plan.then(self.end, [blocks, 1, 1], 256).workspace(workspace)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,31 +117,5 @@ mod tests {
                 }
             }
         }
-    }
-}
-
-/// A product whose sums may be split.
-pub(super) struct Split {
-    pub(super) plan: Plan,
-    pub(super) splits: u32,
-    /// The kernel that puts the parts together.
-    pub(super) end: String,
-    pub(super) m: usize,
-    pub(super) n: usize,
-}
-
-impl Split {
-    /// The plan, the product's blocks having `shared` bytes of dynamic shared memory.
-    pub(super) fn with(self, shared: usize) -> Plan {
-        let plan = self.plan.shared(shared);
-        if self.splits == 1 {
-            return plan;
-        }
-        let cells = self.m * self.n;
-        // A block of 256 threads takes 64 packs of 4 elements, or 64 sums of A's rows.
-        let packs = cells.div_ceil(4) + self.m;
-        let blocks = u32::try_from(packs.div_ceil(64)).unwrap_or(u32::MAX);
-        let workspace = 256 + 4 * self.splits as usize * (cells + self.m);
-        plan.then(self.end, [blocks, 1, 1], 256).workspace(workspace)
     }
 }
