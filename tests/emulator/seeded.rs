@@ -113,6 +113,15 @@ const MISTAKES: &[Mistake] = &[
         caught: Catch::Numbers,
     },
     Mistake {
+        kind: "window",
+        what: STORE,
+        stem: "window",
+        from: "    out[t] = ",
+        to: "      out[t + 1] = ",
+        at: 0,
+        caught: Catch::Numbers,
+    },
+    Mistake {
         kind: "elementwise",
         what: STORE,
         stem: "elementwise",
