@@ -95,17 +95,21 @@ impl HostWork {
 }
 
 /// Bytes of the card's memory, from the first to behind the last.
-pub(super) type Span = (u64, u64);
+pub type Span = (u64, u64);
 
 pub(super) fn span(view: &View) -> Span {
     (view.address, view.address + view.span_bytes() as u64)
 }
 
+/// True where two stretches of memory share a byte.
+pub(super) fn meet(a: Span, b: Span) -> bool {
+    a.0 < b.1 && b.0 < a.1
+}
+
 /// After which of the stretches before `at` the bytes can be read: the last that writes some of them;
 /// None where none does. What is alive is not overwritten, so they stay as they are until `at`.
 pub(super) fn last_writer(writes: &[Vec<Span>], at: usize, bytes: Span) -> Option<usize> {
-    let touches = |span: &Span| span.0 < bytes.1 && bytes.0 < span.1;
-    (0..at).rev().find(|&stretch| writes[stretch].iter().any(touches))
+    (0..at).rev().find(|&stretch| writes[stretch].iter().any(|&span| meet(span, bytes)))
 }
 
 #[cfg(test)]

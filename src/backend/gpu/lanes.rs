@@ -6,15 +6,15 @@
 //! a card idle, overlap. Whatever touches the same bytes, one of them writing, keeps its order, memory
 //! that is used again included; so results are those of one lane, bit for bit.
 
-use std::ops::Range;
+use super::host::{Span, meet};
 
 /// The bytes an op reads and writes, by address.
 #[derive(Debug, Clone, Default)]
 pub struct Touched {
     /// Only read.
-    pub reads: Vec<Range<u64>>,
+    pub reads: Vec<Span>,
     /// Written, or read and written; workspace included.
-    pub writes: Vec<Range<u64>>,
+    pub writes: Vec<Span>,
     /// Must stay in the first lane.
     pub first_lane: bool,
 }
@@ -22,12 +22,10 @@ pub struct Touched {
 impl Touched {
     /// True where the two must keep their order.
     fn conflicts(&self, other: &Self) -> bool {
-        let meet = |a: &[Range<u64>], b: &[Range<u64>]| {
-            a.iter().any(|a| b.iter().any(|b| a.start < b.end && b.start < a.end))
-        };
-        meet(&self.writes, &other.writes)
-            || meet(&self.writes, &other.reads)
-            || meet(&self.reads, &other.writes)
+        let any = |a: &[Span], b: &[Span]| a.iter().any(|&a| b.iter().any(|&b| meet(a, b)));
+        any(&self.writes, &other.writes)
+            || any(&self.writes, &other.reads)
+            || any(&self.reads, &other.writes)
     }
 }
 
@@ -67,7 +65,7 @@ mod tests {
     use crate::data::rng::Rng;
 
     fn op(reads: &[u64], writes: &[u64]) -> Touched {
-        let ranges = |all: &[u64]| all.iter().map(|&at| 8 * at..8 * at + 8).collect();
+        let ranges = |all: &[u64]| all.iter().map(|&at| (8 * at, 8 * at + 8)).collect();
         Touched { reads: ranges(reads), writes: ranges(writes), first_lane: false }
     }
 

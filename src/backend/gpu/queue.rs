@@ -134,13 +134,9 @@ impl<D: Driver> Gpu<D> {
         let name = op.name();
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
         let route = op.plan(&self.arch, float.map_or(DType::F32, |view| view.dtype));
-        let range = |view: &View| {
-            let (first, behind) = span(view);
-            first..behind
-        };
         let mut touched = Touched {
-            reads: io.inputs.iter().map(range).collect(),
-            writes: io.outputs.iter().map(range).collect(),
+            reads: io.inputs.iter().map(span).collect(),
+            writes: io.outputs.iter().map(span).collect(),
             // The vendor's library has one workspace, and one queue at a time.
             first_lane: !matches!(route, Route::Kernel(_)),
         };
@@ -148,7 +144,7 @@ impl<D: Driver> Gpu<D> {
             Route::Kernel(plan) => {
                 let launches = self.launches(op.as_ref(), &plan, io)?;
                 let at = launches.first().map_or(0, |launch| launch.operands.workspace);
-                touched.writes.push(at..at + plan.workspace as u64);
+                touched.writes.push((at, at + plan.workspace as u64));
                 Kind::Kernels(launches)
             }
             Route::Blas => {
@@ -229,11 +225,7 @@ impl<D: Driver> Gpu<D> {
     /// Notes after which segment each operand of the host's ops can be read.
     fn with_reads(&self, mut segments: Vec<Segment<D>>) -> Recorded<D> {
         let of = |segment: &Segment<D>| {
-            segment
-                .ops
-                .iter()
-                .flat_map(|w| w.touched.writes.iter().map(|r| (r.start, r.end)))
-                .collect()
+            segment.ops.iter().flat_map(|w| w.touched.writes.iter().copied()).collect()
         };
         let writes: Vec<Vec<Span>> = segments.iter().map(of).collect();
         let mut read_first = Vec::new();
