@@ -1,11 +1,11 @@
 //! What `engine devices` says of AMD's cards: the card, its runtime, rocBLAS' files, what is set that
 //! does harm.
 
-use super::text;
+use super::devices::card_and_memory;
+use crate::Result;
 use crate::backend::Arch;
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::hip::{self, Hip, facts};
-use crate::{Error, Result};
 
 /// The state of AMD's stack on this machine.
 pub(super) struct Amd {
@@ -40,14 +40,9 @@ pub(super) fn look(vendor: bool) -> Amd {
 }
 
 fn card_words(found: &Result<Hip>) -> String {
-    let card = match found {
-        Ok(card) => card,
-        Err(Error::Device { problem, remedy, .. }) => return format!("none: {problem}; {remedy}"),
-        Err(error) => return format!("none: {error}"),
-    };
-    let memory = match card.memory() {
-        Ok((free, total)) => format!("{} free of {}", text::bytes(free), text::bytes(total)),
-        Err(error) => error.to_string(),
+    let (card, memory) = match card_and_memory(found) {
+        Ok(both) => both,
+        Err(words) => return words,
     };
     let (name, arch) = (card.name(), card.arch());
     let wave = arch.wave;

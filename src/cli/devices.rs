@@ -331,16 +331,30 @@ fn model_words(settings: &Settings) -> String {
     }
 }
 
-/// The first NVIDIA card with its memory and libraries, or what keeps it from being used.
-fn nvidia_words() -> String {
-    let card = match Cuda::open(0, None) {
+/// A card and its memory in words; in words too what keeps it from being used.
+pub(super) fn card_and_memory<D: Driver>(
+    found: &Result<D>,
+) -> std::result::Result<(&D, String), String> {
+    let card = match found {
         Ok(card) => card,
-        Err(Error::Device { problem, remedy, .. }) => return format!("none: {problem}; {remedy}"),
-        Err(error) => return format!("none: {error}"),
+        Err(Error::Device { problem, remedy, .. }) => {
+            return Err(format!("none: {problem}; {remedy}"));
+        }
+        Err(error) => return Err(format!("none: {error}")),
     };
     let memory = match card.memory() {
         Ok((free, total)) => format!("{} free of {}", text::bytes(free), text::bytes(total)),
         Err(error) => error.to_string(),
+    };
+    Ok((card, memory))
+}
+
+/// The first NVIDIA card with its memory and libraries, or what keeps it from being used.
+fn nvidia_words() -> String {
+    let found = Cuda::open(0, None);
+    let (card, memory) = match card_and_memory(&found) {
+        Ok(both) => both,
+        Err(words) => return words,
     };
     let blas = match card.cublas_version() {
         Some(version) => format!("cuBLAS {version}"),
