@@ -295,9 +295,9 @@ impl HostKernel for Gemm {
             });
             return Ok(());
         }
-        let per = rows_per_piece(m, m * n * k);
+        let per = rows_per_piece::<T>((m, n, k));
         for (batch, c) in c.chunks_mut(m * n).enumerate() {
-            with_packed((k, n), right(batch), |right| {
+            with_packed((m, n, k), right(batch), |right| {
                 let piece = |i: usize, c: &mut [T], before: Option<&mut [T]>| {
                     let row = i * per;
                     gemm_with((c.len() / n, n, k), T::ONE, left(batch, row), right, beta, c, n);

@@ -67,9 +67,16 @@ impl Mask<'_> {
                 let at = first + done;
                 let skip = at % 4;
                 let take = (TILE - skip).min(row.len() - done);
-                for (i, four) in factors.chunks_exact_mut(4).enumerate() {
+                // First words by their place in a block, then in order: both loops vectorise.
+                let [mut a, mut b, mut c, mut d] = [[0; TILE / 4]; 4];
+                let blocks = a.iter_mut().zip(&mut b).zip(&mut c).zip(&mut d).enumerate();
+                for (i, (((a, b), c), d)) in blocks {
                     let counter = [(at / 4 + i) as u32, self.stream, step[0], step[1]];
-                    for (factor, word) in four.iter_mut().zip(block(counter, key)) {
+                    [*a, *b, *c, *d] = block(counter, key);
+                }
+                let words = a.iter().zip(&b).zip(&c).zip(&d);
+                for (four, (((a, b), c), d)) in factors.chunks_exact_mut(4).zip(words) {
+                    for (factor, &word) in four.iter_mut().zip([a, b, c, d]) {
                         *factor = if word < limit { T::ZERO } else { keep };
                     }
                 }

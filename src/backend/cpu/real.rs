@@ -90,6 +90,26 @@ impl Real for f64 {
     }
 }
 
+/// What [`Real::exp2`] of f32 is made of.
+#[derive(Debug)]
+pub struct Exp2 {
+    /// Exponents below become this one.
+    pub least: f32,
+    /// 1.5 * 2^23, which rounds what it is added to, and the bias of exponents: the low bits of the
+    /// sum become those of 2^n.
+    pub magic: f32,
+    /// Coefficients of 2^r for r in [-1/2, 1/2], the highest power's first.
+    pub fit: [f32; 6],
+}
+
+/// The only one. The fit's 0.693147 is no ln 2.
+#[allow(clippy::approx_constant)]
+pub const EXP2: Exp2 = Exp2 {
+    least: -126.0,
+    magic: 12_583_039.0,
+    fit: [0.001_326_472_7, 0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0],
+};
+
 /// The coefficients below are minimax fits made for this file (Lawson's iteration on the relative
 /// error, in f64): 3e-9 for `exp`, 9e-8 for `exp2`, 6e-9 for `ln`, 3e-8 for `erf` before rounding to f32.
 impl Real for f32 {
@@ -129,16 +149,11 @@ impl Real for f32 {
     }
 
     #[inline(always)]
-    // The fit's coefficient, not ln 2.
-    #[allow(clippy::approx_constant)]
     fn exp2(self) -> Self {
-        let x = if self < -126.0 { -126.0 } else { self };
-        // 1.5 * 2^23 as in `exp`, and the bias of exponents: the low bits become those of 2^n.
-        let magic = 12_583_039.0f32;
-        let shifted = x + magic;
-        let r = x - (shifted - magic);
-        let p = 0.001_326_472_7f32.fma(r, 0.009_671_513).fma(r, 0.055_507_336);
-        let p = p.fma(r, 0.240_222_42).fma(r, 0.693_147).fma(r, 1.0);
+        let x = if self < EXP2.least { EXP2.least } else { self };
+        let shifted = x + EXP2.magic;
+        let r = x - (shifted - EXP2.magic);
+        let p = EXP2.fit[1..].iter().fold(EXP2.fit[0], |p: f32, &c| p.fma(r, c));
         p * Self::from_bits(shifted.to_bits() << 23)
     }
 

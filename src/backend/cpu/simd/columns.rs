@@ -51,6 +51,35 @@ impl<T> Base<T> {
     }
 }
 
+/// [`for_columns`] of two matrices with as many groups of columns.
+///
+/// # Panics
+/// As there, or where there are not as many groups.
+pub fn for_columns2<A: Send, B: Send>(
+    (a, a_cols, a_width): (&mut [A], usize, usize),
+    (b, b_cols, b_width): (&mut [B], usize, usize),
+    f: impl Fn(usize, Columns<'_, A>, Columns<'_, B>) + Sync,
+) {
+    if a.is_empty() || b.is_empty() {
+        return;
+    }
+    let fits =
+        |n: usize, cols: usize, width: usize| n.is_multiple_of(cols) && cols.is_multiple_of(width);
+    assert!(fits(a.len(), a_cols, a_width) && fits(b.len(), b_cols, b_width), "columns do not fit");
+    assert!(a_cols / a_width == b_cols / b_width, "not as many columns");
+    let (a_rows, b_rows) = (a.len() / a_cols, b.len() / b_cols);
+    let bases = (Base(a.as_mut_ptr()), Base(b.as_mut_ptr()));
+    (0..a_cols / a_width).into_par_iter().for_each(|j| {
+        let (a, b) = &bases;
+        // SAFETY: the asserts hold; each j comes once, and both matrices are borrowed until all are
+        // done.
+        unsafe {
+            let a = a.columns(j, a_width, (a_rows, a_cols));
+            f(j, a, b.columns(j, b_width, (b_rows, b_cols)));
+        }
+    });
+}
+
 /// Calls `f(j, columns)` for each group `j` of `width` columns of a matrix with rows of `cols`.
 ///
 /// # Panics

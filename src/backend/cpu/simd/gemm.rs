@@ -6,8 +6,8 @@ use std::any::TypeId;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::gemm_tile::{Product, Tiles};
-use crate::backend::cpu::real::Real;
+use super::gemm_tile::{self, Product, Tiles};
+use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 
 /// A matrix in a slice: element (i, j) is at `i * rs + j * cs`.
@@ -38,69 +38,88 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// Columns of a panel of packed B: two AVX-512 vectors.
-const PANEL: usize = 32;
+/// [`gemm_then`] takes multiples of this many columns: whole vectors of every instruction set.
+pub const COLUMNS: usize = 16;
 
-/// Terms of a sum that are added before moving to the next rows: B's part of as many rows stays in
-/// the second-level cache.
-const DEPTH: usize = 512;
+/// Terms of a sum that are added before moving on: B's part of as many rows and one panel stays in
+/// the first-level cache while tiles of A pass by.
+const DEPTH: usize = 256;
 
-/// Terms of a sum between the one that is computed and the one whose operands are fetched: what memory
-/// takes to answer.
+/// Tiles of A's rows that pass by a panel of B: they stay in the second-level cache.
+const TILES: usize = 8;
+
+/// Rows between the one that is packed and the one that is fetched: what memory takes to answer.
 const AHEAD: usize = 16;
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// Rows of A from which on packing B pays where its rows are contiguous.
+const TALL: usize = 256;
 
 /// The right-hand side of a product, ready for many left-hand sides.
 #[derive(Debug, Clone, Copy)]
 pub enum Right<'a, T> {
     /// As it came.
     Plain(Mat<'a, T>),
-    /// In panels of [`PANEL`] columns, each `[k, PANEL]`, zeros past the last column.
+    /// In panels of as many columns as a tile has, each `[k, columns]`, zeros past the last column.
     Packed(&'a [T]),
 }
 
-/// Calls `f` with `b`, `[k, n]`, packed on all threads where the kernels here want it packed: where
-/// its rows are not contiguous.
+/// Calls `f` with the right-hand side of products `[m, n, k]`, packed on all threads where the kernels
+/// here want it packed.
 ///
 /// # Panics
 /// When `b` is too short: a bug of the caller.
 pub fn with_packed<T: Real, R>(
-    (k, n): (usize, usize),
+    (m, n, k): (usize, usize, usize),
     b: Mat<'_, T>,
     f: impl FnOnce(Right<'_, T>) -> R,
 ) -> R {
-    if !has_own_kernels::<T>() || k * n == 0 || b.cs == 1 {
+    let Some(panel) = panel::<T>().filter(|_| k * n > 0 && (b.cs != 1 || m >= TALL)) else {
         return f(Right::Plain(b));
-    }
+    };
     assert!(b.holds(k, n), "b is too short");
-    scratch(n.div_ceil(PANEL) * PANEL * k, |packed: &mut [T]| {
-        packed.par_chunks_mut(PANEL * k).enumerate().for_each(|(j, panel)| {
-            pack_panel(panel, n - j * PANEL, &b.data[j * PANEL * b.cs..], b.rs, b.cs);
+    scratch(n.div_ceil(panel) * panel * k, |packed: &mut [T]| {
+        packed.par_chunks_mut(panel * k).enumerate().for_each(|(j, to)| {
+            pack_panel((to, panel), n - j * panel, &b.data[j * panel * b.cs..], b.rs, b.cs);
         });
         f(Right::Packed(packed))
     })
 }
 
-/// Packs the first columns, at most `n`, of a matrix with steps `rs` and `cs`.
-fn pack_panel<T: Real>(panel: &mut [T], n: usize, b: &[T], rs: usize, cs: usize) {
-    let n = n.min(PANEL);
-    if n < PANEL {
-        panel.fill(T::ZERO);
+/// Packs the first columns, at most `n`, of a matrix with steps `rs` and `cs`, into rows of `wide`.
+fn pack_panel<T: Real>((to, wide): (&mut [T], usize), n: usize, b: &[T], rs: usize, cs: usize) {
+    let n = n.min(wide);
+    if n < wide {
+        to.fill(T::ZERO);
     }
     if cs == 1 {
-        for (row, b) in panel.chunks_exact_mut(PANEL).zip(b.chunks(rs)) {
-            copy_row(row, &b[..n]);
+        for (i, row) in to.chunks_exact_mut(wide).enumerate() {
+            fetch(b, (i + AHEAD) * rs);
+            copy_row(row, &b[i * rs..][..n]);
         }
         return;
     }
     // Sixteen terms at a time: they fill one cache line of each column.
-    for (i, rows) in panel.chunks_mut(16 * PANEL).enumerate() {
+    for (i, rows) in to.chunks_mut(16 * wide).enumerate() {
         for j in 0..n {
             let column = &b[i * 16 * rs + j * cs..];
-            for (to, from) in rows[j..].iter_mut().step_by(PANEL).zip(column.iter().step_by(rs)) {
+            fetch(column, 32 * rs);
+            for (to, from) in rows[j..].iter_mut().step_by(wide).zip(column.iter().step_by(rs)) {
                 *to = *from;
             }
         }
     }
+}
+
+/// Asks for the line of element `at`, which may lie past the end, to be fetched from memory.
+#[inline(always)]
+pub fn fetch<T>(x: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    gemm_tile::fetch(x.as_ptr().wrapping_add(at));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at);
 }
 
 /// Copies to the first elements of `to`, whole panels' rows without a call.
@@ -118,22 +137,32 @@ pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
     }
 }
 
-/// Whether products of `T` run on the kernels of this module.
-fn has_own_kernels<T: Real>() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return TypeId::of::<T>() == TypeId::of::<f32>() && Tiles::detect().is_some();
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+/// The tiles of this module, where products of `T` run on them.
+#[cfg(target_arch = "x86_64")]
+fn own_tiles<T: Real>() -> Option<Tiles> {
+    if TypeId::of::<T>() == TypeId::of::<f32>() { Tiles::detect() } else { None }
 }
 
-/// Rows into which to cut C of `m` rows and `work` multiplications, to share it among threads.
-pub fn rows_per_piece(m: usize, work: usize) -> usize {
-    let tiles = m.div_ceil(14).max(1);
-    // Some five microseconds at least, and no more pieces than any desktop can use.
-    let pieces = (work >> 19).clamp(1, 128);
-    let count = tiles.div_ceil(tiles.div_ceil(pieces));
-    // An even number of nearly equal pieces: of seven, two threads would do four and three.
-    m.div_ceil(if count > 1 { count.next_multiple_of(2) } else { 1 }).max(1)
+/// Columns of a panel of packed B, where products of `T` run on the kernels of this module.
+fn panel<T: Real>() -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    return own_tiles::<T>().map(Tiles::columns);
+    #[cfg(not(target_arch = "x86_64"))]
+    return None;
+}
+
+/// Rows into which to cut a product, to share it among threads. No result depends on it.
+pub fn rows_per_piece<T: Real>((m, n, k): (usize, usize, usize)) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let tall = own_tiles::<T>().map_or(8, Tiles::rows);
+    #[cfg(not(target_arch = "x86_64"))]
+    let tall = 8;
+    // As many rows as pass by a panel of B at a time, more where B is long and its part that is in the
+    // second-level cache would come again for each; as many pieces for each thread; but some five
+    // microseconds of work at least.
+    let blocks = (k / DEPTH).clamp(1, 2);
+    let pieces = m.div_ceil(blocks * TILES * tall).next_multiple_of(rayon::current_num_threads());
+    m.div_ceil(pieces.min((m * n * k) >> 19).max(1)).next_multiple_of(tall).max(1)
 }
 
 /// `c = alpha * a * b + beta * c` on one thread; `c` is `[m, n]` with row step `c_rs` and column
@@ -182,39 +211,126 @@ pub fn gemm_with<T: Real>(
     assert!(a.holds(m, k), "a is too short");
     match b {
         Right::Plain(b) => assert!(b.holds(k, n), "b is too short"),
-        Right::Packed(b) => assert!(b.len() >= n.div_ceil(PANEL) * PANEL * k, "b is too short"),
+        Right::Packed(b) => {
+            let panel = panel::<T>().expect("only own kernels take a packed B");
+            assert!(b.len() >= n.div_ceil(panel) * panel * k, "b is too short");
+        }
     }
     #[cfg(target_arch = "x86_64")]
-    if TypeId::of::<T>() == TypeId::of::<f32>()
-        && let Some(tiles) = Tiles::detect()
-    {
+    if let Some(tiles) = own_tiles::<T>() {
         let (alpha, beta) = (alpha.wide() as f32, beta.wide() as f32);
         let a = Mat::new(bytemuck::cast_slice(a.data), a.rs, a.cs);
         let c: &mut [f32] = bytemuck::cast_slice_mut(c);
-        let packed = |b: &[f32], c: &mut [f32]| {
-            own_kernels(tiles, (m, n, k), (alpha, beta), a, (b, PANEL, PANEL * k), (c, c_rs));
+        let panel = tiles.columns();
+        let then = gemm_tile::Then::Scale;
+        let mut run = |b: &[f32], b_rs, b_step| {
+            let (b, c) = ((b, b_rs, b_step), (&mut *c, c_rs));
+            own_kernels(tiles, (m, n, k), (alpha, beta), a, b, c, then);
         };
         return match b {
-            Right::Packed(b) => packed(bytemuck::cast_slice(b), c),
-            Right::Plain(b) => {
-                let b = Mat::new(bytemuck::cast_slice(b.data), b.rs, b.cs);
-                if b.cs == 1 {
-                    let b = (b.data, b.rs, PANEL);
-                    own_kernels(tiles, (m, n, k), (alpha, beta), a, b, (c, c_rs));
-                } else {
-                    scratch(n.div_ceil(PANEL) * PANEL * k, |memory: &mut [f32]| {
-                        for (j, panel) in memory.chunks_exact_mut(PANEL * k).enumerate() {
-                            let b_j = &b.data[j * PANEL * b.cs..];
-                            pack_panel(panel, n - j * PANEL, b_j, b.rs, b.cs);
-                        }
-                        packed(memory, c);
-                    });
+            Right::Packed(b) => run(bytemuck::cast_slice(b), panel, panel * k),
+            Right::Plain(b) if b.cs == 1 => run(bytemuck::cast_slice(b.data), b.rs, panel),
+            Right::Plain(b) => scratch(n.div_ceil(panel) * panel * k, |memory: &mut [T]| {
+                for (j, to) in memory.chunks_exact_mut(panel * k).enumerate() {
+                    let b_j = &b.data[j * panel * b.cs..];
+                    pack_panel((to, panel), n - j * panel, b_j, b.rs, b.cs);
                 }
-            }
+                run(bytemuck::cast_slice(memory), panel, panel * k);
+            }),
         };
     }
     let Right::Plain(b) = b else { unreachable!("only own kernels take a packed B") };
     crate_gemm((m, n, k), alpha, a, b, beta, c, c_rs);
+}
+
+/// What becomes of the sums of [`gemm_then`] before they are stored; column j has its `less[j]`.
+#[derive(Debug)]
+pub enum Then<'a, T> {
+    /// C = 2^(scale sum - less).
+    Power {
+        /// Of the sums.
+        scale: T,
+        /// `[n]`
+        less: &'a [T],
+        /// `[n]`: C's columns are added to these, row by row.
+        totals: Option<&'a mut [T]>,
+    },
+    /// C = factor (sum - less).
+    Slope {
+        /// `[n]`
+        less: &'a [T],
+        /// Lies as C does.
+        factor: &'a [T],
+    },
+}
+
+/// `c = then(a * b)` on one thread, for a short sum: what would be a pass over C happens while it is
+/// in registers. `b` is `[k, n]` and `c` `[m, n]`, the rows of both `step` apart.
+///
+/// # Panics
+/// When a slice is too short, `n` no multiple of [`COLUMNS`], or `k` above [`DEPTH`]: bugs of the
+/// caller.
+pub fn gemm_then<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    a: Mat<'_, T>,
+    b: &[T],
+    c: &mut [T],
+    step: usize,
+    mut then: Then<'_, T>,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(a.holds(m, k) && Mat::new(b, step, 1).holds(k, n), "a or b is too short");
+    assert!(c.len() > (m - 1) * step + n - 1 && step >= n, "c is too short");
+    assert!(
+        n.is_multiple_of(COLUMNS) && (1..=DEPTH).contains(&k),
+        "not for {n} columns, {k} terms"
+    );
+    let fits = match &then {
+        Then::Power { less, totals, .. } => {
+            less.len() >= n && totals.as_ref().is_none_or(|totals| totals.len() >= n)
+        }
+        Then::Slope { less, factor } => less.len() >= n && factor.len() >= (m - 1) * step + n,
+    };
+    assert!(fits, "what follows the product is too short");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = own_tiles::<T>() {
+        let pointer = |x: &[T]| bytemuck::cast_slice::<T, f32>(x).as_ptr();
+        let (alpha, then) = match then {
+            Then::Power { scale, less, totals: None } => {
+                (scale, gemm_tile::Then::Power { less: pointer(less) })
+            }
+            Then::Power { scale, less, totals: Some(totals) } => {
+                let totals = bytemuck::cast_slice_mut::<T, f32>(totals).as_mut_ptr();
+                (scale, gemm_tile::Then::PowerTotals { less: pointer(less), totals })
+            }
+            Then::Slope { less, factor } => {
+                (T::ONE, gemm_tile::Then::Slope { less: pointer(less), factor: pointer(factor) })
+            }
+        };
+        let scales = (alpha.wide() as f32, 0.0);
+        let a = Mat::new(bytemuck::cast_slice(a.data), a.rs, a.cs);
+        let b = (bytemuck::cast_slice(b), step, tiles.columns());
+        let c = (bytemuck::cast_slice_mut(c), step);
+        return own_kernels(tiles, (m, n, k), scales, a, b, c, then);
+    }
+    gemm((m, n, k), T::ONE, a, Mat::new(b, step, 1), T::ZERO, c, step);
+    vectorised!(for (i, row) in c.chunks_mut(step).take(m).enumerate() {
+        let row = &mut row[..n];
+        match &mut then {
+            Then::Power { scale, less, totals } => {
+                row.iter_mut().zip(*less).for_each(|(x, &less)| *x = x.fma(*scale, -less).exp2());
+                if let Some(totals) = totals {
+                    totals.iter_mut().zip(row).for_each(|(total, &mut x)| *total += x);
+                }
+            }
+            Then::Slope { less, factor } => {
+                let pairs = less.iter().zip(&factor[i * step..]);
+                row.iter_mut().zip(pairs).for_each(|(x, (&less, &f))| *x = f * (*x - less));
+            }
+        }
+    });
 }
 
 /// The product by tiles; panel j of `b` begins at `j * b_step`, with rows `b_rs` apart.
@@ -226,45 +342,84 @@ fn own_kernels(
     a: Mat<'_, f32>,
     (b, b_rs, b_step): (&[f32], usize, usize),
     (c, c_rs): (&mut [f32], usize),
+    then: gemm_tile::Then,
 ) {
-    let tall = m.div_ceil(m.div_ceil(tiles.rows()));
-    let panels = n.div_ceil(PANEL);
-    for from in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - from);
-        for i in (0..m).step_by(tall) {
-            for j in (0..n).step_by(PANEL) {
-                let at = a.data[i * a.rs + from * a.cs..].as_ptr();
-                // Lying along k, A is fetched a tile of rows ahead, a share with every panel; lying along
-                // its rows, some terms ahead, as B is by the first tile that sees it.
-                let (a_ahead, a_step) = if a.cs == 1 && depth > AHEAD {
-                    let step = (tall * a.rs).div_ceil(panels * depth).min(16);
-                    (at.wrapping_add(tall * a.rs + j / PANEL * depth * step), step)
-                } else if a.rs == 1 && depth > AHEAD {
-                    (at.wrapping_add(AHEAD * a.cs), a.cs)
-                } else {
-                    (at, 0)
+    let (tall, wide) = (tiles.rows(), tiles.columns());
+    let panels = n.div_ceil(wide);
+    // A whose rows lie far apart along k comes in pieces of a line: it is packed, a tile's rows together.
+    let turned = a.rs == 1 && a.cs > 4 * LINE && n > wide;
+    let most = if turned { TILES * tall * DEPTH.min(k) } else { 0 };
+    scratch(most, |packed: &mut [f32]| {
+        for from in (0..k).step_by(DEPTH) {
+            let depth = DEPTH.min(k - from);
+            for top in (0..m).step_by(TILES * tall) {
+                let rows = (TILES * tall).min(m - top);
+                let part = Mat::new(&a.data[top * a.rs + from * a.cs..], a.rs, a.cs);
+                if turned {
+                    pack_rows((packed, tall), part, (rows, depth));
+                }
+                let (at, a_rs, a_cs, a_tile) = match turned {
+                    true => (packed.as_ptr(), 1, tall, tall * depth),
+                    false => (part.data.as_ptr(), a.rs, a.cs, tall * a.rs),
                 };
-                let product = Product {
-                    m: tall.min(m - i),
-                    n: PANEL.min(n - j),
-                    k: depth,
-                    b_ahead: if i == 0 && depth > AHEAD { AHEAD * b_rs } else { 0 },
-                    a_ahead,
-                    a_step,
-                    alpha,
-                    a: at,
-                    a_rs: a.rs,
-                    a_cs: a.cs,
-                    b: b[j / PANEL * b_step + from * b_rs..].as_ptr(),
-                    b_rs,
-                    beta: if from == 0 { beta } else { 1.0 },
-                    c: c[i * c_rs + j..].as_mut_ptr(),
-                    c_rs,
-                };
-                // SAFETY: the caller asserted that the three slices hold their matrices, of which
-                // this is a part; `c` is exclusive; `tiles` was detected.
-                unsafe { tiles.run(&product) };
+                // The rows of A that follow these are fetched, a share with each panel: they come
+                // from far, and the processor sees no pattern in what a tile reads.
+                let lines = if turned || a.cs != 1 { 0 } else { depth.div_ceil(LINE) };
+                for j in (0..n).step_by(wide) {
+                    let (first, panel) = (top * c_rs + j, j / wide);
+                    let product = Product {
+                        m: rows,
+                        n: wide.min(n - j),
+                        k: depth,
+                        alpha,
+                        a: at,
+                        a_rs,
+                        a_cs,
+                        b: b[panel * b_step + from * b_rs..].as_ptr(),
+                        b_rs,
+                        beta: if from == 0 { beta } else { 1.0 },
+                        c: c[first..].as_mut_ptr(),
+                        c_rs,
+                        a_tile,
+                        ahead: rows * a_rs + panel * LINE,
+                        fetch_step: panels * LINE,
+                        fetches: lines.saturating_sub(panel).div_ceil(panels),
+                        then: then.from(first, j),
+                    };
+                    // SAFETY: the caller asserted that the three slices hold their matrices, of which
+                    // this is a part, and so does what `then` points to; `packed` holds a block's
+                    // tiles; `c` is exclusive; `tiles` was detected.
+                    unsafe { tiles.run(&product) };
+                }
             }
+        }
+    });
+}
+
+/// Packs `rows` rows, `depth` terms of each, of a matrix that lies along its rows, into tiles
+/// `[depth, tall]`.
+#[cfg(target_arch = "x86_64")]
+fn pack_rows((to, tall): (&mut [f32], usize), a: Mat<'_, f32>, dims: (usize, usize)) {
+    // Whole tiles' lines are moved without a call.
+    match tall {
+        6 => pack_tiles::<6>(to, a, dims),
+        _ => pack_tiles::<14>(to, a, dims),
+    }
+}
+
+/// [`pack_rows`] for tiles of `N` rows.
+#[cfg(target_arch = "x86_64")]
+fn pack_tiles<const N: usize>(to: &mut [f32], a: Mat<'_, f32>, (rows, depth): (usize, usize)) {
+    for (k, from) in a.data.chunks(a.cs).take(depth).enumerate() {
+        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + AHEAD) * a.cs + i));
+        let (whole, rest) = from[..rows].as_chunks::<N>();
+        for (i, from) in whole.iter().enumerate() {
+            if let Some(to) = to[(i * depth + k) * N..].first_chunk_mut() {
+                *to = *from;
+            }
+        }
+        if !rest.is_empty() {
+            to[(rows / N * depth + k) * N..][..rest.len()].copy_from_slice(rest);
         }
     }
 }
@@ -325,9 +480,9 @@ mod tests {
         mut c: Vec<f32>,
     ) -> Vec<f32> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("starts");
-        let per = rows_per_piece(m, m * n * k);
+        let per = rows_per_piece::<f32>((m, n, k));
         pool.install(|| {
-            with_packed((k, n), b, |b| {
+            with_packed((m, n, k), b, |b| {
                 c.par_chunks_mut(per * n).enumerate().for_each(|(i, c)| {
                     let a = Mat::new(&a.data[i * per * a.rs..], a.rs, a.cs);
                     gemm_with((c.len() / n, n, k), 0.5, a, b, 1.0, c, n);
@@ -368,6 +523,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_follows_a_product_is_done_on_the_way() {
+        let mut rng = Rng::new(47, 0);
+        for (m, n, k) in [(1, 16, 1), (13, 32, 16), (42, 208, 16), (30, 48, 7)] {
+            let step = n + 3;
+            let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * step));
+            let (less, factor) = (draw(&mut rng, n), draw(&mut rng, m * step));
+            let left = Mat::new(&a[..], k, 1);
+            let mut plain = vec![0.0f32; m * step];
+            gemm((m, n, k), 1.0, left, Mat::new(&b, step, 1), 0.0, &mut plain, step);
+            let (mut powers, mut slopes) = (vec![7.0f32; m * step], vec![7.0f32; m * step]);
+            let mut totals = vec![1.0f32; n];
+            let then = Then::Power { scale: 0.5, less: &less, totals: Some(&mut totals) };
+            gemm_then((m, n, k), left, &b, &mut powers, step, then);
+            let then = Then::Slope { less: &less, factor: &factor };
+            gemm_then((m, n, k), left, &b, &mut slopes, step, then);
+            for j in 0..step {
+                let mut total = 1.0;
+                for at in (j..m * step).step_by(step) {
+                    let (want_power, want_slope) = if j < n {
+                        let x = f64::from(plain[at]);
+                        let less = f64::from(less[j]);
+                        ((0.5 * x - less).exp2(), f64::from(factor[at]) * (x - less))
+                    } else {
+                        (7.0, 7.0)
+                    };
+                    total += want_power;
+                    let close = |found: f32, want: f64| {
+                        (f64::from(found) - want).abs() <= 2e-6 * (1.0 + want.abs())
+                    };
+                    assert!(close(powers[at], want_power) && close(slopes[at], want_slope));
+                }
+                assert!(j >= n || (f64::from(totals[j]) - total).abs() < 1e-5 * total);
+            }
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn both_instruction_sets_agree() {
@@ -379,11 +571,11 @@ mod tests {
         for dims in [(1, 1, 3), (7, 9, 20), (29, 71, 600), (64, 16, 200)] {
             let (m, n, k) = dims;
             let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
-            let run = |tiles| {
+            let run = |tiles: Tiles| {
                 // One column more than the matrix has must stay as it was.
                 let mut c = vec![7.0; m * (n + 1)];
-                let (a, b) = (Mat::new(&a[..], k, 1), (&b[..], n, PANEL));
-                own_kernels(tiles, dims, (1.0, 0.0), a, b, (&mut c, n + 1));
+                let (a, b) = (Mat::new(&a[..], k, 1), (&b[..], n, tiles.columns()));
+                own_kernels(tiles, dims, (1.0, 0.0), a, b, (&mut c, n + 1), gemm_tile::Then::Scale);
                 c
             };
             let (wide, narrow) = (run(Tiles::Avx512), run(Tiles::Avx2));

@@ -3,13 +3,11 @@
 //! Every element of C is one chain of fused multiply-adds in the order of k, whatever the tile it
 //! falls into, so that results do not depend on how C is cut.
 
-use std::arch::x86_64::{
-    __m256, __m256i, __m512, __mmask16, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch,
-    _mm256_cmpgt_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_ps,
-    _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-};
+use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+use super::vectors::{Avx2, Avx512, Vectors};
+use crate::backend::cpu::real::EXP2;
 
 /// One product C = alpha A B + beta C with B's rows contiguous, as pointers: element (i, p) of A
 /// at `a + i * a_rs + p * a_cs`, (p, j) of B at `b + p * b_rs + j`, (i, j) of C at
@@ -28,178 +26,87 @@ pub(super) struct Product {
     pub beta: f32,
     pub c: *mut f32,
     pub c_rs: usize,
-    /// Floats from a row of B to the one that is fetched while it is used; 0: none.
-    pub b_ahead: usize,
-    /// What is fetched of A meanwhile, a line a term of the sum, and the step from one to the next.
-    pub a_ahead: *const f32,
-    pub a_step: usize,
+    /// From a tile's rows of A to the next one's.
+    pub a_tile: usize,
+    /// Fetched meanwhile for each tile: of the rows that lie this far ahead of its own, every
+    /// `fetch_step`-th line, `fetches` of them.
+    pub ahead: usize,
+    pub fetch_step: usize,
+    pub fetches: usize,
+    pub then: Then,
 }
 
-/// The vector instructions that a tile needs.
-trait Vectors {
-    type V: Copy;
-    type Mask: Copy;
-    const LANES: usize;
-    unsafe fn zero() -> Self::V;
-    /// Fetches the line that will be written.
-    unsafe fn expect(to: *const f32);
-    /// Fetches a line that will be read.
-    #[inline(always)]
-    unsafe fn fetch(from: *const f32) {
-        // SAFETY: a hint, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-    }
-    unsafe fn splat(x: f32) -> Self::V;
-    unsafe fn load(from: *const f32) -> Self::V;
-    unsafe fn store(to: *mut f32, v: Self::V);
-    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// Selects the first `n` of the lanes.
-    unsafe fn first(n: usize) -> Self::Mask;
-    unsafe fn load_some(mask: Self::Mask, from: *const f32) -> Self::V;
-    unsafe fn store_some(mask: Self::Mask, to: *mut f32, v: Self::V);
+/// What becomes of the sums of a tile. All but the first want whole vectors of columns; element j of
+/// `less` belongs to C's column j.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Then {
+    /// C = alpha sum + beta C.
+    Scale,
+    /// C = 2^(alpha sum - less).
+    Power { less: *const f32 },
+    /// As `Power`, and C's columns are added up, row by row, in `totals`.
+    PowerTotals { less: *const f32, totals: *mut f32 },
+    /// C = factor (sum - less), `factor` lying as C does.
+    Slope { less: *const f32, factor: *const f32 },
 }
 
-struct Avx512;
-
-// SAFETY (every block below): called only from functions compiled for AVX-512F, on pointers that
-// `Product` vouches for; masked-out lanes are not accessed.
-impl Vectors for Avx512 {
-    type V = __m512;
-    type Mask = __mmask16;
-    const LANES: usize = 16;
-    #[inline(always)]
-    unsafe fn expect(to: *const f32) {
-        // SAFETY: a hint, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, v: __m512) {
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_ps(to, v) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn first(n: usize) -> __mmask16 {
-        ((1u32 << n) - 1) as __mmask16
-    }
-    #[inline(always)]
-    unsafe fn load_some(mask: __mmask16, from: *const f32) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_maskz_loadu_ps(mask, from) }
-    }
-    #[inline(always)]
-    unsafe fn store_some(mask: __mmask16, to: *mut f32, v: __m512) {
-        // SAFETY: as above.
-        unsafe { _mm512_mask_storeu_ps(to, mask, v) }
-    }
-}
-
-struct Avx2;
-
-// SAFETY (every block below): called only from functions compiled for AVX2 and FMA, on pointers
-// that `Product` vouches for; masked-out lanes are not accessed.
-impl Vectors for Avx2 {
-    type V = __m256;
-    type Mask = __m256i;
-    const LANES: usize = 8;
-    #[inline(always)]
-    unsafe fn expect(to: *const f32) {
-        // SAFETY: a hint, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn zero() -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, v: __m256) {
-        // SAFETY: as above.
-        unsafe { _mm256_storeu_ps(to, v) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn first(n: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lanes)
+impl Then {
+    /// The same for the part of C that begins `at` elements on, in column `j`.
+    pub(super) fn from(self, at: usize, j: usize) -> Self {
+        match self {
+            Self::Scale => Self::Scale,
+            Self::Power { less } => Self::Power { less: less.wrapping_add(j) },
+            Self::PowerTotals { less, totals } => {
+                Self::PowerTotals { less: less.wrapping_add(j), totals: totals.wrapping_add(j) }
+            }
+            Self::Slope { less, factor } => {
+                Self::Slope { less: less.wrapping_add(j), factor: factor.wrapping_add(at) }
+            }
         }
     }
-    #[inline(always)]
-    unsafe fn load_some(mask: __m256i, from: *const f32) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_maskload_ps(from, mask) }
-    }
-    #[inline(always)]
-    unsafe fn store_some(mask: __m256i, to: *mut f32, v: __m256) {
-        // SAFETY: as above.
-        unsafe { _mm256_maskstore_ps(to, mask, v) }
-    }
+}
+
+/// Asks for the line at this address, which may be none.
+#[inline(always)]
+pub(super) fn fetch<T>(from: *const T) {
+    // SAFETY: a hint, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+}
+
+/// The same number, of which the compiler knows nothing.
+#[inline(always)]
+fn opaque(mut x: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(reg) x, options(pure, nomem, nostack, preserves_flags)) };
+    x
 }
 
 /// The tile of `MR` rows and up to `NV` vectors of columns that begins at `p.a`, `p.b`, `p.c`;
 /// `p.n` columns of it are real, more than `NV - 1` vectors' worth.
 #[inline(always)]
-unsafe fn tile<S: Vectors, const MR: usize, const NV: usize>(p: &Product) {
+unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Product, then: F) {
     // SAFETY: the caller compiled this for S's instructions; `Product` vouches for rows 0..MR of A
     // and C, rows 0..k of B, and columns 0..n, and the mask keeps the last vector within n.
     unsafe {
         let last = p.n - (NV - 1) * S::LANES;
-        let (whole, mask) = (last == S::LANES, S::first(last));
+        let whole = F::WHOLE || last == S::LANES;
         let tail = (NV - 1) * S::LANES;
         // C is read or written only after the whole sum; by then it has come.
         for i in 0..MR {
             let row = p.c.add(i * p.c_rs);
             (0..NV).step_by(16 / S::LANES).for_each(|v| S::expect(row.add(v * S::LANES)));
         }
+        let mut next = p.a.wrapping_add(p.ahead);
+        for _ in 0..p.fetches {
+            (0..MR).for_each(|i| fetch(next.wrapping_add(i * p.a_rs)));
+            next = next.wrapping_add(p.fetch_step);
+        }
         let mut sums = [[S::zero(); NV]; MR];
         let (mut a, mut b) = (p.a, p.b);
-        let mut a_ahead = p.a_ahead;
+        // Left to itself, the compiler steps from row to row: a chain of additions as long as the
+        // multiplications of a few rows take.
+        let offsets: [usize; MR] =
+            std::array::from_fn(|i| if MR <= 6 { opaque(i * p.a_rs) } else { i * p.a_rs });
         macro_rules! steps {
             ($load:expr) => {
                 for _ in 0..p.k {
@@ -209,19 +116,11 @@ unsafe fn tile<S: Vectors, const MR: usize, const NV: usize>(p: &Product) {
                     }
                     row[NV - 1] = $load(b.add(tail));
                     for i in 0..MR {
-                        let x = S::splat(*a.add(i * p.a_rs));
+                        let x = S::splat(*a.add(offsets[i]));
                         for v in 0..NV {
                             sums[i][v] = S::fma(x, row[v], sums[i][v]);
                         }
                     }
-                    // A line of each comes from far where the matrices do not fit the caches: the
-                    // processor sees no pattern in strides of kilobytes.
-                    S::fetch(a_ahead);
-                    S::fetch(b.wrapping_add(p.b_ahead));
-                    if NV * S::LANES > 16 {
-                        S::fetch(b.wrapping_add(p.b_ahead + 16));
-                    }
-                    a_ahead = a_ahead.wrapping_add(p.a_step);
                     a = a.wrapping_add(p.a_cs);
                     b = b.wrapping_add(p.b_rs);
                 }
@@ -230,62 +129,227 @@ unsafe fn tile<S: Vectors, const MR: usize, const NV: usize>(p: &Product) {
         if whole {
             steps!(|from| S::load(from));
         } else {
+            let mask = S::first(last);
             steps!(|from| S::load_some(mask, from));
         }
-        let (alpha, beta) = (S::splat(p.alpha), S::splat(p.beta));
-        for (i, row) in sums.iter().enumerate() {
-            for (v, &sum) in row.iter().enumerate() {
-                let to = p.c.add(i * p.c_rs + v * S::LANES);
-                let some = v == NV - 1 && !whole;
-                let mut x = if p.alpha == 1.0 { sum } else { S::mul(alpha, sum) };
-                if p.beta != 0.0 {
-                    let old = if some { S::load_some(mask, to) } else { S::load(to) };
-                    x = S::fma(beta, old, x);
-                }
-                if some {
-                    S::store_some(mask, to, x);
-                } else {
-                    S::store(to, x);
+        then.store::<S, MR, NV>(p, &sums, (!whole).then(|| S::first(last)));
+    }
+}
+
+/// What becomes of a tile's sums, on their way from registers to C.
+trait Finish: Copy {
+    /// Columns come in whole vectors.
+    const WHOLE: bool;
+
+    /// Stores the sums of the tile at `p.c`; `mask` selects the last vector's columns where not all
+    /// exist.
+    ///
+    /// # Safety
+    /// As for [`tile`].
+    unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
+        self,
+        p: &Product,
+        sums: &[[S::V; NV]; MR],
+        mask: Option<S::Mask>,
+    );
+
+    /// The same for the tile whose C lies `step` elements on, in the same columns.
+    fn down(self, _step: usize) -> Self {
+        self
+    }
+}
+
+/// [`Then::Scale`].
+#[derive(Clone, Copy)]
+struct Scale;
+
+/// [`Then::Power`].
+#[derive(Clone, Copy)]
+struct Power {
+    less: *const f32,
+}
+
+/// [`Then::PowerTotals`].
+#[derive(Clone, Copy)]
+struct PowerTotals {
+    less: *const f32,
+    totals: *mut f32,
+}
+
+/// [`Then::Slope`].
+#[derive(Clone, Copy)]
+struct Slope {
+    less: *const f32,
+    factor: *const f32,
+}
+
+impl Finish for Scale {
+    const WHOLE: bool = false;
+    #[inline(always)]
+    unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
+        self,
+        p: &Product,
+        sums: &[[S::V; NV]; MR],
+        mask: Option<S::Mask>,
+    ) {
+        // SAFETY: as for `tile`.
+        unsafe {
+            let (alpha, beta) = (S::splat(p.alpha), S::splat(p.beta));
+            for (i, row) in sums.iter().enumerate() {
+                for (v, &sum) in row.iter().enumerate() {
+                    let to = p.c.add(i * p.c_rs + v * S::LANES);
+                    let mask = mask.filter(|_| v == NV - 1);
+                    let mut x = if p.alpha == 1.0 { sum } else { S::mul(alpha, sum) };
+                    if p.beta != 0.0 {
+                        let old = mask.map_or_else(|| S::load(to), |mask| S::load_some(mask, to));
+                        x = S::fma(beta, old, x);
+                    }
+                    match mask {
+                        Some(mask) => S::store_some(mask, to, x),
+                        None => S::store(to, x),
+                    }
                 }
             }
         }
     }
 }
 
-/// All tiles of a product: rows in nearly equal tiles of at most `$most`, columns by two vectors.
+impl Finish for Power {
+    const WHOLE: bool = true;
+    #[inline(always)]
+    unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
+        self,
+        p: &Product,
+        sums: &[[S::V; NV]; MR],
+        _mask: Option<S::Mask>,
+    ) {
+        // SAFETY: as for `tile`; `less` has an element for each column.
+        unsafe {
+            let alpha = S::splat(p.alpha);
+            for (i, row) in sums.iter().enumerate() {
+                for (v, &x) in row.iter().enumerate() {
+                    let at = v * S::LANES;
+                    let x =
+                        power::<S>(S::fma(alpha, x, S::sub(S::zero(), S::load(self.less.add(at)))));
+                    S::store(p.c.add(i * p.c_rs + at), x);
+                }
+            }
+        }
+    }
+}
+
+impl Finish for PowerTotals {
+    const WHOLE: bool = true;
+    #[inline(always)]
+    unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
+        self,
+        p: &Product,
+        sums: &[[S::V; NV]; MR],
+        _mask: Option<S::Mask>,
+    ) {
+        // SAFETY: as for `tile`; `less` and `totals` have an element for each column.
+        unsafe {
+            let alpha = S::splat(p.alpha);
+            let mut totals = [S::zero(); NV];
+            for (v, total) in totals.iter_mut().enumerate() {
+                *total = S::load(self.totals.add(v * S::LANES));
+            }
+            for (i, row) in sums.iter().enumerate() {
+                for (v, &x) in row.iter().enumerate() {
+                    let at = v * S::LANES;
+                    let x =
+                        power::<S>(S::fma(alpha, x, S::sub(S::zero(), S::load(self.less.add(at)))));
+                    totals[v] = S::add(totals[v], x);
+                    S::store(p.c.add(i * p.c_rs + at), x);
+                }
+            }
+            for (v, &total) in totals.iter().enumerate() {
+                S::store(self.totals.add(v * S::LANES), total);
+            }
+        }
+    }
+}
+
+impl Finish for Slope {
+    const WHOLE: bool = true;
+    #[inline(always)]
+    unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
+        self,
+        p: &Product,
+        sums: &[[S::V; NV]; MR],
+        _mask: Option<S::Mask>,
+    ) {
+        // SAFETY: as for `tile`; `less` has an element for each column, `factor` one for each of C.
+        unsafe {
+            for (i, row) in sums.iter().enumerate() {
+                for (v, &x) in row.iter().enumerate() {
+                    let at = i * p.c_rs + v * S::LANES;
+                    let x = S::sub(x, S::load(self.less.add(v * S::LANES)));
+                    S::store(p.c.add(at), S::mul(S::load(self.factor.add(at)), x));
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn down(self, step: usize) -> Self {
+        Self { factor: self.factor.wrapping_add(step), ..self }
+    }
+}
+
+/// 2^x, as [`Real::exp2`](crate::backend::cpu::real::Real::exp2) has it, bit for bit.
+#[inline(always)]
+unsafe fn power<S: Vectors>(x: S::V) -> S::V {
+    // SAFETY: as for `tile`.
+    unsafe {
+        let x = S::max(S::splat(EXP2.least), x);
+        let magic = S::splat(EXP2.magic);
+        let shifted = S::add(x, magic);
+        let r = S::sub(x, S::sub(shifted, magic));
+        let mut p = S::splat(EXP2.fit[0]);
+        for c in &EXP2.fit[1..] {
+            p = S::fma(p, r, S::splat(*c));
+        }
+        S::mul(p, S::to_exponent(shifted))
+    }
+}
+
+/// All tiles of a product: rows in tiles of `$most`, columns, at most two vectors of them.
 macro_rules! tiles {
     ($name:ident, $features:literal, $vectors:ty, $most:literal, [$($rows:literal)*]) => {
         #[target_feature(enable = $features)]
         unsafe fn $name(p: &Product) {
-            let tall = p.m.div_ceil(p.m.div_ceil($most));
-            let wide = 2 * <$vectors>::LANES;
-            let mut i = 0;
-            while i < p.m {
-                let rows = tall.min(p.m - i);
-                let mut j = 0;
-                while j < p.n {
-                    let n = wide.min(p.n - j);
-                    // SAFETY: this function is compiled for the instructions it names, and rows
-                    // i..i + rows and columns j..j + n lie within the product.
+            macro_rules! rows {
+                ($then:expr) => {{
+                    let (mut at, mut then) = (*p, $then);
+                    // SAFETY: this function is compiled for the instructions it names, and the rows
+                    // left and all columns lie within the product.
                     unsafe {
-                        let at = Product {
-                            n,
-                            a: p.a.add(i * p.a_rs),
-                            b: p.b.add(j),
-                            c: p.c.add(i * p.c_rs + j),
-                            ..*p
-                        };
-                        match (rows, n > <$vectors>::LANES) {
+                        while at.m > $most {
+                            if p.n > <$vectors>::LANES {
+                                tile::<$vectors, _, $most, 2>(&at, then);
+                            } else {
+                                tile::<$vectors, _, $most, 1>(&at, then);
+                            }
+                            at.m -= $most;
+                            at.a = at.a.wrapping_add(p.a_tile);
+                            at.c = at.c.wrapping_add($most * p.c_rs);
+                            then = then.down($most * p.c_rs);
+                        }
+                        match (at.m, p.n > <$vectors>::LANES) {
                             $(
-                                ($rows, true) => tile::<$vectors, $rows, 2>(&at),
-                                ($rows, false) => tile::<$vectors, $rows, 1>(&at),
+                                ($rows, true) => tile::<$vectors, _, $rows, 2>(&at, then),
+                                ($rows, false) => tile::<$vectors, _, $rows, 1>(&at, then),
                             )*
                             _ => unreachable!("tiles have 1 to {} rows", $most),
                         }
                     }
-                    j += wide;
-                }
-                i += rows;
+                }};
+            }
+            match p.then {
+                Then::Scale => rows!(Scale),
+                Then::Power { less } => rows!(Power { less }),
+                Then::PowerTotals { less, totals } => rows!(PowerTotals { less, totals }),
+                Then::Slope { less, factor } => rows!(Slope { less, factor }),
             }
         }
     };
@@ -321,11 +385,20 @@ impl Tiles {
         }
     }
 
+    /// Columns of the widest tile.
+    pub(super) fn columns(self) -> usize {
+        match self {
+            Self::Avx512 => 32,
+            Self::Avx2 => 16,
+        }
+    }
+
     /// Computes `p`.
     ///
     /// # Safety
     /// Every element of A, B and C must be in memory that may be read, and for C also written,
-    /// with C overlapping neither A nor B; `self` must come from [`Tiles::detect`].
+    /// with C overlapping neither A nor B; `p` must have at least one row and one column, and no more
+    /// columns than a tile; `self` must come from [`Tiles::detect`].
     pub(super) unsafe fn run(self, p: &Product) {
         // SAFETY: passed on to the caller.
         unsafe {
