@@ -284,8 +284,8 @@ fn said(program: &Path, args: &[&str], image: &Image) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Sources that use the matrix units have their instructions in the machine code: `mma.sync` becomes
-/// HMMA, `wgmma` HGMMA, on Hopper only.
+/// Sources that use the matrix units or the copy engine have their instructions in the machine code:
+/// `mma.sync` becomes HMMA, `wgmma` HGMMA and a box's copy UTMALDG, the latter on Hopper only.
 #[test]
 fn matrix_units_are_used() {
     let Some(nvdisasm) = tool("nvdisasm") else {
@@ -295,7 +295,9 @@ fn matrix_units_are_used() {
     let mut checked = 0;
     for image in images::all().filter(|image| image.arch.starts_with("sm_")) {
         let text = read(&format!("kernels/{}.cu", image.source));
-        for (word, instruction) in [("mma<", "HMMA"), ("wgmma.mma_async", "HGMMA")] {
+        for (word, instruction) in
+            [("mma<", "HMMA"), ("multiply<", "HGMMA"), ("load_box(", "UTMALDG")]
+        {
             if text.contains(word) {
                 let machine = said(&nvdisasm, &["-c"], image);
                 let place = format!("{} for {}", image.source, image.arch);

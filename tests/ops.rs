@@ -84,12 +84,12 @@ fn gradients_match_central_differences() {
     }
 }
 
-/// Runs the table on `device` in all of `precisions`, against f64 on the CPU.
-fn check_table(name: &str, device: &Params, precisions: &[(Types, f64)], seed: u64) {
+/// Runs cases on `device` in all of `precisions`, against f64 on the CPU.
+fn check(name: &str, cases: Vec<Case>, device: &Params, precisions: &[(Types, f64)], seed: u64) {
     let reference = params();
     let mut rng = Rng::new(2026, seed);
     let mut failed = Vec::new();
-    for case in cases::table() {
+    for case in cases {
         let drawn = draw(&case, &mut rng);
         for &(types, limit) in precisions {
             let what = format!("{} in {}", case.name, types.name());
@@ -106,14 +106,15 @@ fn check_table(name: &str, device: &Params, precisions: &[(Types, f64)], seed: u
 
 #[test]
 fn every_precision_matches_f64() {
-    check_table("the CPU", &params(), &PRECISIONS, 2);
+    check("the CPU", cases::table(), &params(), &PRECISIONS, 2);
 }
 
 #[test]
 fn cards_match_f64() {
     for (name, card) in cards() {
         let arch = card.arch().clone();
-        check_table(&name, &params_on(Arc::new(Gpu::new(card, arch, 4 << 30))), &PRECISIONS, 3);
+        let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
+        check(&name, cases::table(), &device, &PRECISIONS, 3);
     }
 }
 
@@ -122,7 +123,9 @@ fn cards_match_f64() {
 fn native_products_match_f64() {
     for (name, card) in cards() {
         let arch = with_wishes(card.arch(), Gemm::Native, &[]).expect("possible");
-        check_table(&name, &params_on(Arc::new(Gpu::new(card, arch, 4 << 30))), &PRECISIONS, 4);
+        let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
+        let cases = cases::table().into_iter().chain(cases::that_fill_cards());
+        check(&name, cases.collect(), &device, &PRECISIONS, 4);
     }
 }
 
@@ -132,6 +135,7 @@ fn tf32_products_match_f64() {
         let mut arch = card.arch().clone();
         arch.wishes.tf32 = true;
         let precisions = [(Types::Uniform(DType::F32), 1e-3)];
-        check_table(&name, &params_on(Arc::new(Gpu::new(card, arch, 4 << 30))), &precisions, 5);
+        let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
+        check(&name, cases::table(), &device, &precisions, 5);
     }
 }

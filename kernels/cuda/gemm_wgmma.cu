@@ -13,7 +13,7 @@
 // 128 with a GELU 95 us; the warps were busy with ldmatrix and with an epilogue that read the bias
 // element by element.
 #include "../gemm.h"
-#include "mma.h"
+#include "wgmma.h"
 
 namespace {
 
@@ -70,39 +70,11 @@ template <class T, bool K_FIRST> struct Tile {
     source += K_FIRST ? size_t(BK) : row_step * (BK / ROWS);
   }
 
-  // Descriptor of the piece that starts at `line` (a multiple of 64) along m or n, and k.
-  static DEVICE unsigned long long piece(const char* tile, unsigned line, unsigned k) {
-    unsigned at = shared_address(tile) + (K_FIRST ? line * 128 + k * 2 : line / 64 * 8192 + k * 128);
-    // Address, leading and stride offsets in 16 bytes; 128-byte swizzle.
-    return (unsigned long long)((at & 0x3ffff) >> 4) | (unsigned long long)(8192 >> 4) << 16 |
-           (unsigned long long)(1024 >> 4) << 32 | 1ull << 62;
+  // Describes the piece that starts at `line` (a multiple of 64) along m or n, and k.
+  static DEVICE unsigned piece(const char* tile, unsigned line, unsigned k) {
+    return piece_at(shared_address(tile) + (K_FIRST ? line * 128 + k * 2 : line / 64 * 8192 + k * 128));
   }
 };
-
-#define REGISTERS_8(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), \
-                          "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
-#define WGMMA(type)                                                                                     \
-  asm volatile(                                                                                         \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " "                                  \
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-      "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,"    \
-      "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, %66, %67;"      \
-      : REGISTERS_8(c, 0), REGISTERS_8(c, 8), REGISTERS_8(c, 16), REGISTERS_8(c, 24),                   \
-        REGISTERS_8(c, 32), REGISTERS_8(c, 40), REGISTERS_8(c, 48), REGISTERS_8(c, 56)                  \
-      : "l"(a), "l"(b), "n"(A_T), "n"(B_T))
-
-// C [64, 128] += A B, asynchronously. A_T: A lies along m; B_T: B lies along n.
-template <class T, int A_T, int B_T>
-DEVICE void multiply(float (&c)[64], unsigned long long a, unsigned long long b) {
-  if constexpr (sizeof(T) == sizeof(bf16) && __is_same(T, bf16)) WGMMA("bf16");
-  else WGMMA("f16");
-}
-
-DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
-// What ordinary stores and cp.async put into shared memory is seen by wgmma after this.
-DEVICE void to_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Sums over k of the rows of A, from the tile in shared memory: threads 0..127 take a row each.
 template <class T, bool K_FIRST> DEVICE float row_sum(const char* tile) {
@@ -248,7 +220,8 @@ template <class T, bool A_T, bool B_T> DEVICE void product(const Gemm& p, const 
     const char* tile_a = memory + step % STAGES * STAGE;
     products_begin();
     UNROLL for (unsigned k = 0; k < BK; k += 16)
-      multiply<T, A_T, B_T>(c, Tile<T, !A_T>::piece(tile_a, group * 64, k), Tile<T, !B_T>::piece(tile_a + TILE, 0, k));
+      multiply<T, A_T, B_T>(c, Tile<T, !A_T>::piece(tile_a, group * 64, k), Tile<T, !B_T>::piece(tile_a + TILE, 0, k),
+                            true);
     products_commit();
     // The buffer of the step before: every warpgroup waited for its products before the barrier.
     if (step + STAGES - 1 < steps) load(step + STAGES - 1);

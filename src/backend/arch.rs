@@ -120,6 +120,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// Bytes of device memory that live from the first stage to the last, uninitialised.
     pub workspace: usize,
+    /// What runs instead where an operand does not lie as a [`Map`] needs it.
+    pub otherwise: Option<Box<Plan>>,
 }
 
 /// One launch: which kernel, how many blocks of how many threads.
@@ -133,6 +135,27 @@ pub struct Stage {
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// Operands that the kernel reaches by a copy engine: arguments of its own, in this order.
+    pub maps: Vec<Map>,
+}
+
+/// A dense matrix of 16-bit elements as Hopper's copy engine sees it, which moves boxes of 64 columns
+/// (`kernels/cuda/tma.h`). It must lie on 16 bytes, and its rows must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Map {
+    /// Which operand: inputs, then outputs.
+    pub operand: usize,
+    /// Rows.
+    pub rows: u32,
+    /// Elements of a row.
+    pub cols: u32,
+    /// Elements between rows.
+    pub pitch: u32,
+    /// Rows of a box.
+    pub box_rows: u32,
+    /// The kernel cannot do without. Where another one cannot be made it gets zeros, and goes by the
+    /// operands.
+    pub needed: bool,
 }
 
 impl Plan {
@@ -160,7 +183,7 @@ impl Plan {
     /// One more launch after those there are.
     #[must_use]
     pub fn then(mut self, kernel: impl Into<String>, grid: [u32; 3], block: u32) -> Self {
-        self.stages.push(Stage { kernel: kernel.into(), grid, block, shared: 0 });
+        self.stages.push(Stage { kernel: kernel.into(), grid, block, shared: 0, maps: Vec::new() });
         self
     }
 
@@ -170,6 +193,22 @@ impl Plan {
         if let Some(stage) = self.stages.last_mut() {
             stage.shared = u32::try_from(bytes).unwrap_or(u32::MAX);
         }
+        self
+    }
+
+    /// Gives the last stage's kernel these operands by maps as well.
+    #[must_use]
+    pub fn maps(mut self, maps: Vec<Map>) -> Self {
+        if let Some(stage) = self.stages.last_mut() {
+            stage.maps = maps;
+        }
+        self
+    }
+
+    /// Names what runs instead where a map that is needed cannot be made.
+    #[must_use]
+    pub fn or(mut self, otherwise: Self) -> Self {
+        self.otherwise = Some(Box::new(otherwise));
         self
     }
 

@@ -17,7 +17,7 @@ use std::any::Any;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
-pub use arch::{Arch, Machine, Plan, Route, Stage};
+pub use arch::{Arch, Machine, Map, Plan, Route, Stage};
 pub use arena::{Arena, MemoryUse};
 pub use cpu::host::HostIo;
 

@@ -10,7 +10,7 @@ use super::{expect_last, expect_same, op, plans, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
-use crate::backend::{Arch, Machine, Plan};
+use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -91,86 +91,6 @@ impl Gemm {
         }
     }
 
-    fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
-        let dtype = kernel.trim_start_matches("gemm_");
-        let halves = matches!(dtype, "bf16" | "f16");
-        let on_matrix_units = matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && halves;
-        // Of these kernels the tn ones alone sum the rows of A.
-        let on_rdna = arch.is_rdna() && (self.flags & SUMS == 0 || self.layout() == Some("tn"));
-        match self.layout() {
-            Some(layout) if on_matrix_units => self.tiled(arch, &format!("gemm_{layout}"), dtype),
-            Some(layout) if on_rdna => self.on_rdna(arch, layout, dtype),
-            _ => self.plain_tiles(arch, dtype),
-        }
-    }
-
-    /// Blocks of two waves, 64 x 64 elements each (`kernels/hip/gemm.hip`).
-    fn on_rdna(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
-        let (kernel, tiles) = (format!("gemm_{layout}_rdna_{dtype}"), self.m.div_ceil(64));
-        self.split(arch, &kernel, tiles * self.n.div_ceil(64), 64, dtype).with(0)
-    }
-
-    /// Which way round the operands lie, in the words of the matrix kernels.
-    fn layout(&self) -> Option<&'static str> {
-        match (self.a_cs == 1, self.b_cs == 1) {
-            (true, false) if self.b_rs == 1 => Some("nt"),
-            (true, true) => Some("nn"),
-            (false, true) if self.a_rs == 1 => Some("tn"),
-            _ => None,
-        }
-    }
-
-    /// Tiles of 128 x 128 where they fill the card, else of 64 x 64, of 64 x 32 where those are few.
-    fn tiled(&self, arch: &Arch, kernel: &str, dtype: &str) -> Plan {
-        let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
-        let long = self.k >= LONG_K && self.batch == 1;
-        let wide = self.m > 64 && self.n > 64;
-        if arch.machine == (Machine::Cuda { sm: 90 })
-            && wide
-            && (2 * tiles(128) >= arch.units || long)
-        {
-            let (kernel, blocks) = (format!("{kernel}_wgmma_{dtype}"), tiles(128) / self.batch);
-            return self.split(arch, &kernel, blocks, 256, dtype).with(99_328);
-        }
-        let (tile, blocks, threads, shared) = if wide && (tiles(128) >= arch.units || long) {
-            (128, tiles(128) / self.batch, 256, 73_728)
-        } else if tiles(64) >= 2 * arch.units || long {
-            (64, tiles(64) / self.batch, 128, 32_768)
-        } else {
-            (32, self.m.div_ceil(64) * self.n.div_ceil(32), 128, 49_152)
-        };
-        self.split(arch, &format!("{kernel}_{tile}_{dtype}"), blocks, threads, dtype).with(shared)
-    }
-
-    fn plain_tiles(&self, arch: &Arch, dtype: &str) -> Plan {
-        let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile);
-        let nvidia = matches!(arch.machine, Machine::Cuda { .. });
-        let (kernel, blocks) = match nvidia && tiles(128) * self.batch >= arch.units {
-            true => ("gemm_large", tiles(128)),
-            false => ("gemm", tiles(64)),
-        };
-        self.split(arch, &format!("{kernel}_{dtype}"), blocks, 256, dtype).with(0)
-    }
-
-    /// `blocks` tiles a product, k split among several blocks where it is long and there are few.
-    fn split(
-        &self,
-        arch: &Arch,
-        kernel: &str,
-        blocks: u32,
-        threads: u32,
-        dtype: &str,
-    ) -> plans::Split {
-        let few = self.batch == 1 && self.k >= LONG_K && blocks < arch.units;
-        let splits = match few {
-            true => (2 * arch.units / blocks).clamp(1, self.k.div_ceil(LEAST_SHARE)),
-            false => 1,
-        };
-        let plan = Plan::new(kernel, [blocks, splits, self.batch], threads);
-        let end = format!("gemm_end_{dtype}");
-        plans::Split { plan, splits, end, m: self.m as usize, n: self.n as usize }
-    }
-
     /// True for what a vendor's library computes: nothing follows the product.
     fn is_plain(&self) -> bool {
         self.flags & !ACCUMULATE == 0
@@ -178,11 +98,6 @@ impl Gemm {
 }
 
 op!(Gemm, "gemm", |op, arch, kernel| op.plan(arch, kernel), vendor = Gemm::is_plain);
-
-/// From this length on, sums over k are split among blocks where tiles are few.
-const LONG_K: u32 = 1024;
-/// Least length of one block's share of k.
-const LEAST_SHARE: u32 = 128;
 
 /// Multiplications above which one product is shared among threads.
 const SHARED_WORK: usize = 8_000_000;

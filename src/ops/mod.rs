@@ -14,6 +14,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod filters;
 pub mod gemm;
+mod gemm_plan;
 pub mod layernorm;
 pub mod loss;
 pub mod mlp;

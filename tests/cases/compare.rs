@@ -124,7 +124,8 @@ pub fn run(
     let tape = if case.training { Tape::training(params, Some(rng)) } else { Tape::frozen(params) };
     let output = (case.run)(&tape, &vars)?;
     let count = output.tensor().numel();
-    let dy = upload(params, output.dims(), &dy[..count], output.dtype())?;
+    let dy: Vec<f64> = dy.iter().copied().cycle().take(count).collect();
+    let dy = upload(params, output.dims(), &dy, output.dtype())?;
     tape.backward_from(&output, dy)?;
     let grads = leaves.iter().map(|grad| wide(params, grad)).collect::<Result<_>>()?;
     Ok(Outcome { output: wide(params, output.tensor())?, grads })

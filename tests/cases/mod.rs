@@ -95,6 +95,53 @@ pub fn table() -> Vec<Case> {
     table.0
 }
 
+/// Products that fill a large card, for which there are kernels of their own; nothing to be differenced
+/// numerically or run on an emulator. The longest sides choose among tiles of 128, 192 and 256 columns.
+#[allow(dead_code, reason = "not every test has cards")]
+pub fn that_fill_cards() -> Vec<Case> {
+    let mut table = Table(Vec::new());
+    for (m, n, k) in [(4104, 72, 24), (72, 8456, 8), (72, 12_680, 8)] {
+        for (a_t, b_t) in [(false, false), (false, true), (true, false)] {
+            let a: &[usize] = &if a_t { [1, k, m] } else { [1, m, k] };
+            let b: &[usize] = &if b_t { [1, n, k] } else { [1, k, n] };
+            let name = format!("matmul {a_t} {b_t} {m}x{n}x{k}");
+            table.add(&name, &[(a, Normal), (b, Normal)], move |tape, v| {
+                matmul(tape, &v[0], &v[1], a_t, b_t)
+            });
+        }
+        let linear_of: [(&[usize], Draw); 4] =
+            [(&[m, k], Normal), (&[n, k], Weight), (&[n], Parameter), (&[m, n], Normal)];
+        table.add(&format!("linear gelu {m}x{n}x{k}"), &linear_of[..3], |t, v| {
+            linear(t, &v[0], &v[1], After { bias: Some(&v[2]), gelu: true, ..After::default() })
+        });
+        table.add(&format!("linear dropout residual {m}x{n}x{k}"), &linear_of, |tape, v| {
+            let (bias, residual) = (Some(&v[2]), Some(&v[3]));
+            linear(tape, &v[0], &v[1], After { bias, dropout: 0.3, residual, ..After::default() })
+        });
+    }
+    // Into what C holds, and into f32 that it holds; the slope of a GELU.
+    let square: [(&[usize], Draw); 2] = [(&[4104, 72], Normal), (&[72, 72], Weight)];
+    table.add("linear of its large residual", &square, |tape, v| {
+        linear(tape, &v[0], &v[1], After { residual: Some(&v[0]), ..After::default() })
+    });
+    table.add("linear of many outputs", &[(&[24, 72], Normal), (&[4104, 72], Weight)], |t, v| {
+        linear(t, &v[0], &v[1], After::default())
+    });
+    let mlp: [(&[usize], Draw); 6] = [
+        (&[4104, 72], Normal),
+        (&[80, 72], Weight),
+        (&[80], Parameter),
+        (&[72, 80], Weight),
+        (&[72], Parameter),
+        (&[4104, 72], Normal),
+    ];
+    table.add("large mlp", &mlp, |tape, v| {
+        let mlp = Mlp { weight1: &v[1], bias1: &v[2], weight2: &v[3], bias2: &v[4], dropout: 0.3 };
+        mlp_of(tape, &v[0], &mlp, &v[5])
+    });
+    table.0
+}
+
 /// Windows out of recordings on the device, of two blocks with other channels, augmented in every way.
 fn windows(table: &mut Table) {
     let (rows, channels, time) = (5, 19, 70);

@@ -271,9 +271,10 @@ fn planted() {
     let mut at = [0; 12];
     (at[0], at[1]) = (x, y);
     let operands = Operands { at, workspace: 0, kinds: 0, count: 2 };
-    let stage = Stage { kernel, grid: [2, 1, 1], block: 128, shared: 512 };
+    let stage = Stage { kernel, grid: [2, 1, 1], block: 128, shared: 512, maps: Vec::new() };
     let params = vec![256 | u64::from(0.5f32.to_bits()) << 32].into();
-    driver.launch(&Launch { function, stage, params, operands }).expect("enqueues");
+    let launch = Launch { function, stage, params, operands, maps: Box::default() };
+    driver.launch(&launch).expect("enqueues");
     let mut bytes = vec![0; 1024];
     driver.download(y, &mut bytes).expect("runs");
     let found: Vec<f32> = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();

@@ -77,7 +77,8 @@ impl Backend for Listener {
             let stages: Vec<String> = plan.stages.iter().map(stage).collect();
             let line = [op.name(), &bytes.to_string(), &words.join(","), &stages.join(";")];
             heard.trace += &(line.join("\t") + "\n");
-            for stage in plan.stages {
+            let other = plan.otherwise.map(|plan| plan.stages).unwrap_or_default();
+            for stage in plan.stages.into_iter().chain(other) {
                 heard.launches.insert(Launch {
                     op: op.name(),
                     kernel: stage.kernel,
@@ -228,7 +229,7 @@ fn listen(arch: Arch) -> Heard {
     let listener = Arc::new(Listener { null, heard: Mutex::default() });
     let backend: Arc<dyn Backend> = Arc::clone(&listener) as _;
     let params = Builder::default().build(Arc::clone(&backend), DType::F32, 0).expect("empty");
-    for case in cases::table() {
+    for case in cases::table().into_iter().chain(cases::that_fill_cards()) {
         for dtype in FLOATS {
             run_case(&params, &case, dtype).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         }

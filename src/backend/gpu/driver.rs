@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use super::blas::Product;
-use crate::Result;
-use crate::backend::{Arch, Stage};
+use crate::backend::{Arch, Map, Stage};
+use crate::{DType, Result};
 
 /// Most operands of a kernel; `MAX_AT` of `kernels/params.h`.
 pub const MAX_AT: usize = 12;
@@ -34,6 +34,19 @@ pub struct Launch<F> {
     pub params: Box<[u64]>,
     /// Argument 1.
     pub operands: Operands,
+    /// The arguments after it, one for each of the stage's maps.
+    pub maps: Box<[Option<Mapped>]>,
+}
+
+/// An operand for a copy engine; None in [`Launch::maps`] is a map of zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// Address of the first element.
+    pub address: u64,
+    /// One of the 16-bit types.
+    pub dtype: DType,
+    /// What the plan says of it.
+    pub map: Map,
 }
 
 /// One card of one maker: its memory and one ordered queue.

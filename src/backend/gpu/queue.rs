@@ -5,12 +5,12 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::blas::Product;
-use super::driver::{Driver, Launch, MAX_AT, Operands};
+use super::driver::{Driver, Launch, MAX_AT, Mapped, Operands};
 use super::host::{Host, HostWork, Reads, Span, last_writer, span};
 use super::lanes::{Touched, schedule};
 use crate::backend::null::check_copy;
 use crate::backend::{
-    Arch, Arena, Backend, Io, Later, Mem, MemoryUse, Op, Plan, Replay, Route, Timed,
+    Arch, Arena, Backend, Io, Later, Map, Mem, MemoryUse, Op, Plan, Replay, Route, Timed,
 };
 use crate::ops::gemm::Gemm;
 use crate::tensor::View;
@@ -91,6 +91,24 @@ fn words(params: &[u8]) -> Box<[u64]> {
     words.into()
 }
 
+/// The operand of a map, where the copy engine can take it.
+fn mapped(map: Map, io: Io<'_>) -> Option<Mapped> {
+    let &View { address, dtype, .. } = io.inputs.iter().chain(io.outputs).nth(map.operand)?;
+    let lies = address.is_multiple_of(16) && (map.pitch as usize * dtype.size()).is_multiple_of(16);
+    let halves = matches!(dtype, DType::Bf16 | DType::F16);
+    (lies && halves).then_some(Mapped { address, dtype, map })
+}
+
+/// The plan, or what it names instead, by how the operands lie.
+fn fitting(mut plan: Plan, io: Io<'_>) -> Plan {
+    let other = plan.otherwise.take();
+    let mut needed = plan.stages.iter().flat_map(|stage| &stage.maps).filter(|map| map.needed);
+    match other {
+        Some(other) if needed.any(|&map| mapped(map, io).is_none()) => *other,
+        _ => plan,
+    }
+}
+
 impl<D: Driver> Gpu<D> {
     /// A backend over `driver` that may use `limit` bytes. `arch` is the driver's, with the user's
     /// wishes.
@@ -142,6 +160,7 @@ impl<D: Driver> Gpu<D> {
         };
         let kind = match route {
             Route::Kernel(plan) => {
+                let plan = fitting(plan, io);
                 let launches = self.launches(op.as_ref(), &plan, io)?;
                 let at = launches.first().map_or(0, |launch| launch.operands.workspace);
                 touched.writes.push((at, at + plan.workspace as u64));
@@ -182,8 +201,9 @@ impl<D: Driver> Gpu<D> {
         }
         let launch = |stage: &crate::backend::Stage| {
             let function = self.function(&stage.kernel, stage.shared)?;
+            let maps = stage.maps.iter().map(|&map| mapped(map, io)).collect();
             let (stage, params) = (stage.clone(), words(op.params()));
-            Ok(Launch { function, stage, params, operands })
+            Ok(Launch { function, stage, params, operands, maps })
         };
         plan.stages.iter().map(launch).collect()
     }
@@ -421,5 +441,38 @@ impl<D: Driver> Backend for Gpu<D> {
 
     fn timings(&self, on: bool) -> Option<Vec<Timed>> {
         std::mem::replace(&mut *lock(&self.profile), on.then(Vec::new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Shape;
+
+    #[test]
+    fn operands_that_lie_elsewhere_get_the_other_plan() {
+        let map =
+            |operand, needed| Map { operand, rows: 8, cols: 64, pitch: 64, box_rows: 8, needed };
+        let plan = Plan::new("by_maps", [1; 3], 32)
+            .maps(vec![map(0, true), map(1, false)])
+            .or(Plan::new("by_threads", [1; 3], 32));
+        let chosen = |addresses: [u64; 2], dtype| {
+            let view = |address| View {
+                address,
+                shape: Shape::from([8, 64]),
+                strides: Shape::from([64, 1]),
+                dtype,
+            };
+            let (inputs, outputs) = ([view(addresses[0])], [view(addresses[1])]);
+            let io = Io { inputs: &inputs, outputs: &outputs };
+            let plan = fitting(plan.clone(), io);
+            let stage = &plan.stages[0];
+            let made = stage.maps.iter().filter(|&&map| mapped(map, io).is_some()).count();
+            (stage.kernel.clone(), made)
+        };
+        assert_eq!(chosen([4096, 8192], DType::Bf16), ("by_maps".into(), 2));
+        assert_eq!(chosen([4096, 8196], DType::F16), ("by_maps".into(), 1));
+        assert_eq!(chosen([4104, 8192], DType::Bf16), ("by_threads".into(), 0));
+        assert_eq!(chosen([4096, 8192], DType::F32), ("by_threads".into(), 0));
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! # Layout
 //! Here the driver; [`facts`], what there is and what is wrong with it; [`function`], kernels'
-//! handles; [`library`], cuBLAS.
+//! handles and tensor maps; [`library`], cuBLAS.
 
 mod facts;
 mod function;
@@ -24,7 +24,7 @@ use super::images::{self, Image};
 use facts::{arch_of, driver_version, failed, refused, version_words};
 pub use facts::{count, cublas_is_present, driver_is_present};
 pub use function::Function;
-use function::{DEFAULT_SHARED, allow_shared};
+use function::{DEFAULT_SHARED, allow_shared, encode};
 use library::{Blas, multiply, open_blas};
 
 use crate::backend::{Arch, Machine};
@@ -428,10 +428,12 @@ impl Driver for Cuda {
     fn launch(&self, launch: &Launch<Function>) -> Result<()> {
         self.inner.enter()?;
         let stage = &launch.stage;
-        let mut arguments: [*mut c_void; 2] = [
+        let maps = launch.maps.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let mut arguments: Vec<*mut c_void> = vec![
             launch.params.as_ptr().cast_mut().cast(),
             std::ptr::from_ref(&launch.operands).cast_mut().cast(),
         ];
+        arguments.extend(maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast()));
         if stage.shared > DEFAULT_SHARED {
             allow_shared(launch.function.0, stage.shared, &stage.kernel)?;
         }
@@ -453,8 +455,9 @@ impl Driver for Cuda {
             attrs: &mut early,
             numAttrs: u32::from(self.starts_early && !self.has_waited.swap(false, Relaxed)),
         };
-        // SAFETY: the function takes these two structs by value (kernels/portable.h); its operands
-        // are live memory of this card, by the arena. It waits for its predecessor before it reads.
+        // SAFETY: the function takes these structs by value (kernels/portable.h), and as many maps as
+        // its plan has; its operands are live memory of this card, by the arena. It waits for its
+        // predecessor before it reads.
         unsafe {
             sys::cuLaunchKernelEx(
                 &config,

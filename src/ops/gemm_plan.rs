@@ -1,0 +1,232 @@
+//! Which kernel computes a product on which card, in how many tiles and splits.
+
+use super::gemm::{ACCUMULATE, BIAS, DROPOUT, GELU, GELU_SLOPE, Gemm, RESIDUAL, SUMS};
+use super::plans;
+use crate::backend::{Arch, Machine, Map, Plan};
+
+/// From this length on, sums over k are split among blocks where tiles are few.
+const LONG_K: u32 = 1024;
+/// Least length of one block's share of k.
+const LEAST_SHARE: u32 = 128;
+/// Up to this length a quarter of the card's blocks beats splits, each of which leaves all of C in f32.
+const WHOLE_K: u32 = 4096;
+const HOPPER: Machine = Machine::Cuda { sm: 90 };
+
+impl Gemm {
+    pub(super) fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
+        let dtype = kernel.trim_start_matches("gemm_");
+        let halves = matches!(dtype, "bf16" | "f16");
+        let on_matrix_units = matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && halves;
+        // Of these kernels the tn ones alone sum the rows of A.
+        let on_rdna = arch.is_rdna() && (self.flags & SUMS == 0 || self.layout() == Some("tn"));
+        match self.layout() {
+            Some(layout) if on_matrix_units => self.tiled(arch, layout, dtype),
+            Some(layout) if on_rdna => self.on_rdna(arch, layout, dtype),
+            _ => self.plain_tiles(arch, dtype),
+        }
+    }
+
+    /// Blocks of two waves, 64 x 64 elements each (`kernels/hip/gemm.hip`).
+    fn on_rdna(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
+        let (kernel, tiles) = (format!("gemm_{layout}_rdna_{dtype}"), self.m.div_ceil(64));
+        self.split(arch, &kernel, tiles * self.n.div_ceil(64), 64, dtype).with(0)
+    }
+
+    /// Which way round the operands lie, in the words of the matrix kernels.
+    fn layout(&self) -> Option<&'static str> {
+        match (self.a_cs == 1, self.b_cs == 1) {
+            (true, false) if self.b_rs == 1 => Some("nt"),
+            (true, true) => Some("nn"),
+            (false, true) if self.a_rs == 1 => Some("tn"),
+            _ => None,
+        }
+    }
+
+    /// On the copy engine where there is one and the product suits it, else as its threads copy.
+    fn tiled(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
+        let kernel = format!("gemm_{layout}");
+        let copied = self.copied(arch, &kernel, dtype);
+        match self.columns(arch, layout) {
+            Some(columns) => {
+                let name = format!("{kernel}_tma_{columns}_{dtype}");
+                self.on_copy_engine(arch, &name, columns, copied)
+            }
+            None => copied,
+        }
+    }
+
+    /// Tiles of 128 x 128 where they fill the card, else of 64 x 64, of 64 x 32 where those are few.
+    fn copied(&self, arch: &Arch, kernel: &str, dtype: &str) -> Plan {
+        let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
+        let long = self.k >= LONG_K && self.batch == 1;
+        let wide = self.m > 64 && self.n > 64;
+        if arch.machine == HOPPER && wide && (2 * tiles(128) >= arch.units || long) {
+            let (kernel, blocks) = (format!("{kernel}_wgmma_{dtype}"), tiles(128) / self.batch);
+            return self.split(arch, &kernel, blocks, 256, dtype).with(99_328);
+        }
+        let (tile, blocks, threads, shared) = if wide && (tiles(128) >= arch.units || long) {
+            (128, tiles(128) / self.batch, 256, 73_728)
+        } else if tiles(64) >= 2 * arch.units || long {
+            (64, tiles(64) / self.batch, 128, 32_768)
+        } else {
+            (32, self.m.div_ceil(64) * self.n.div_ceil(32), 128, 49_152)
+        };
+        self.split(arch, &format!("{kernel}_{tile}_{dtype}"), blocks, threads, dtype).with(shared)
+    }
+
+    fn plain_tiles(&self, arch: &Arch, dtype: &str) -> Plan {
+        let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile);
+        let nvidia = matches!(arch.machine, Machine::Cuda { .. });
+        let (kernel, blocks) = match nvidia && tiles(128) * self.batch >= arch.units {
+            true => ("gemm_large", tiles(128)),
+            false => ("gemm", tiles(64)),
+        };
+        self.split(arch, &format!("{kernel}_{dtype}"), blocks, 256, dtype).with(0)
+    }
+
+    /// `blocks` tiles a product, k split among several blocks where it is long and there are few.
+    fn split(
+        &self,
+        arch: &Arch,
+        kernel: &str,
+        blocks: u32,
+        threads: u32,
+        dtype: &str,
+    ) -> plans::Split {
+        let few = self.batch == 1 && self.k >= LONG_K && blocks < arch.units;
+        let splits = match few {
+            true => (2 * arch.units / blocks).clamp(1, self.k.div_ceil(LEAST_SHARE)),
+            false => 1,
+        };
+        let plan = Plan::new(kernel, [blocks, splits, self.batch], threads);
+        let end = format!("gemm_end_{dtype}");
+        plans::Split { plan, splits, end, m: self.m as usize, n: self.n as usize }
+    }
+}
+
+/// For the copy engine of Hopper (`kernels/cuda/gemm_tma.cu`).
+impl Gemm {
+    /// Elements between what lies side by side along k, or along m and n.
+    fn pitches(&self, layout: &str) -> [u32; 2] {
+        let a = if layout == "tn" { self.a_cs } else { self.a_rs };
+        [a, if layout == "nt" { self.b_cs } else { self.b_rs }]
+    }
+
+    /// Columns of a block's tile of 128 rows; None where another kernel is to be taken.
+    fn columns(&self, arch: &Arch, layout: &str) -> Option<u32> {
+        let tiles = u64::from(self.m.div_ceil(128)) * u64::from(self.n.div_ceil(128));
+        // Few long sums are better split.
+        let least = u64::from(arch.units.div_ceil(4)) * u64::from(self.k.div_ceil(WHOLE_K));
+        let lie = self.pitches(layout).into_iter().chain([self.n]).all(|n| n.is_multiple_of(8));
+        let alone = self.batch == 1 && self.flags & SUMS == 0;
+        let wide = self.m > 64 && self.n > 64 && self.k > 0;
+        if arch.machine != HOPPER || tiles < least || !(lie && alone && wide) {
+            return None;
+        }
+        // Blocks are pairs, one above the other. They stay and take tile after tile: the last round may
+        // find few.
+        let pairs = |columns: u32| self.m.div_ceil(256) * self.n.div_ceil(columns);
+        let rounds = |columns: u32| pairs(columns).div_ceil(arch.units / 2);
+        // What C is put together with has no room beside 256 columns.
+        let brings = self.flags & (RESIDUAL | ACCUMULATE | GELU_SLOPE) != 0;
+        let widths = [256, 192, 128].into_iter().skip(usize::from(brings));
+        // A tile costs its columns, and what keeps the products waiting between tiles.
+        widths.min_by_key(|&columns| rounds(columns) * (columns + 16))
+    }
+
+    /// The kernel's plan; `other` is for operands that the copy engine cannot take.
+    fn on_copy_engine(&self, arch: &Arch, name: &str, columns: u32, other: Plan) -> Plan {
+        let blocks = 2 * self.m.div_ceil(256) * self.n.div_ceil(columns);
+        let grid = [blocks.min(arch.units / 2 * 2), 1, 1];
+        Plan::new(name, grid, 384).shared(232_448).maps(self.maps()).or(other)
+    }
+
+    /// A, B, C, and the matrix beside C that the kernel reads or writes.
+    fn maps(&self) -> Vec<Map> {
+        let layout = self.layout().unwrap_or_default();
+        let [a_pitch, b_pitch] = self.pitches(layout);
+        let (m, n, k) = (self.m, self.n, self.k);
+        let read = |operand, (rows, cols): (u32, u32), pitch| Map {
+            operand,
+            rows,
+            cols,
+            pitch,
+            box_rows: 64,
+            needed: true,
+        };
+        let (a, b) = match layout {
+            "nt" => ((m, k), (n, k)),
+            "nn" => ((m, k), (k, n)),
+            _ => ((k, m), (k, n)),
+        };
+        let has = |flag: u32| usize::from(self.flags & flag != 0);
+        let residual = 2 + has(BIAS) + has(DROPOUT);
+        let c = residual + has(RESIDUAL) + has(GELU_SLOPE);
+        let beside = match (has(GELU), has(RESIDUAL), has(GELU_SLOPE)) {
+            (1, ..) => c + 1,
+            (_, 1, _) => residual,
+            (.., 1) => c - 1,
+            _ => c,
+        };
+        let like_c =
+            |operand| Map { operand, rows: m, cols: n, pitch: n, box_rows: 16, needed: false };
+        vec![read(0, a, a_pitch), read(1, b, b_pitch), like_c(c), like_c(beside)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Stage;
+
+    fn stage(plan: Plan) -> Stage {
+        plan.stages.into_iter().next().expect("a plan has a stage")
+    }
+
+    fn named(gemm: &Gemm, card: &str) -> String {
+        stage(gemm.plan(&Arch::claim(card).expect("in the table"), "gemm_bf16")).kernel
+    }
+
+    #[test]
+    fn the_copy_engine_gets_what_it_can_take() {
+        let named = |dims, flags| named(&Gemm::dense(dims, false, true, flags), "sm_90");
+        for (dims, flags, kernel) in [
+            ((4096, 4096, 4096), 0, "gemm_nt_tma_256_bf16"),
+            ((3072, 3072, 3072), BIAS, "gemm_nt_tma_192_bf16"),
+            ((51_200, 128, 512), BIAS | DROPOUT | RESIDUAL, "gemm_nt_tma_128_bf16"),
+            ((1600, 384, 128), BIAS, "gemm_nt_tma_128_bf16"),
+            // Rows that are not on 16 bytes, sums of rows, one row of tiles, few and long sums.
+            ((4096, 4096, 4092), 0, "gemm_nt_wgmma_bf16"),
+            ((4096, 4092, 4096), 0, "gemm_nt_wgmma_bf16"),
+            ((4096, 4096, 4096), SUMS, "gemm_nt_wgmma_bf16"),
+            ((256, 256, 65_536), 0, "gemm_nt_wgmma_bf16"),
+            ((256, 256, 256), 0, "gemm_nt_32_bf16"),
+        ] {
+            assert_eq!(named(dims, flags), kernel, "{dims:?} {flags}");
+        }
+        let gemm = Gemm { batch: 2, ..Gemm::dense((4096, 4096, 4096), false, true, 0) };
+        assert_eq!(super::tests::named(&gemm, "sm_90"), "gemm_nt_wgmma_bf16");
+        let gemm = Gemm::dense((4096, 4096, 4096), false, true, 0);
+        assert_eq!(super::tests::named(&gemm, "sm_120"), "gemm_nt_128_bf16");
+    }
+
+    #[test]
+    fn maps_are_of_the_operands_that_flags_add() {
+        let hopper = Arch::claim("sm_90").expect("in the table");
+        let beside = |flags| {
+            let plan = Gemm::dense((4096, 4096, 64), true, false, flags).plan(&hopper, "gemm_f16");
+            let other = plan.otherwise.as_deref().expect("for operands elsewhere").clone();
+            assert_eq!(stage(other).kernel, "gemm_tn_wgmma_f16");
+            let maps = stage(plan).maps;
+            let [a, b, c, beside] = maps[..] else { panic!("{maps:?}") };
+            assert_eq!((a.rows, a.cols, b.rows, b.cols), (64, 4096, 64, 4096));
+            assert_eq!((c.rows, c.cols, c.pitch), (4096, 4096, 4096));
+            (c.operand, beside.operand)
+        };
+        assert_eq!(beside(0), (2, 2));
+        assert_eq!(beside(ACCUMULATE), (2, 2));
+        assert_eq!(beside(BIAS | GELU), (3, 4));
+        assert_eq!(beside(BIAS | DROPOUT | RESIDUAL), (5, 4));
+        assert_eq!(beside(GELU_SLOPE), (3, 2));
+    }
+}
