@@ -1,32 +1,58 @@
 // archs: 90a
-// Attention on Hopper's warpgroup instructions, head dimensions up to 64 and 128.
+// Attention on Hopper's warpgroup instructions, for head dimensions of 33 to 128 (up to 64 as 64, the rest as
+// 128), any length, bf16 and f16. Operands and results as attention.cu beside this has them.
+//
+// Grid (blocks of queries, heads, batch). A block is TEAMS warpgroups that compute, of 64 queries each, and
+// one that loads: tiles of 128 keys and of 128 values go in turn through a ring in shared memory
+// (cp.async, so that rows need no tensor map, may end anywhere and are padded with zeros on the way). A
+// team's scores of a tile stay in registers and become operand A of P V in place. Its turn is: S of the
+// next tile = Q K^T and O += P V of this one are both started, and while the latter runs, S becomes
+// exponentials (Shah et al. 2024). Teams take turns at starting products, so that one computes
+// exponentials while the other has the matrix units. The largest score so far is replaced only when a new
+// one exceeds it by 2^LAZY, so sums are seldom scaled again. The last tile, which may not be whole, comes
+// first, where nothing else is under way: no other tile has keys to cut off.
+//
+// Registers decide the sizes: with 64 x 128 scores a thread holds 64 of them, 32 of P and D / 2 sums; two
+// teams of 232 registers for D = 128, three of 160 for D = 64, which beat two by 8 % where all are busy.
+// The compiler would put the wait for P V ahead of the exponentials: the stage of K is given back only
+// where their sums allow it (they always do), which it must not put after that wait.
+//
+// Predicted for D = 64: a tile of 64 x 128 takes 512 clocks of the matrix unit, and as many of the
+// exponential unit, so 495 TFLOP/s at most. RESULTS
 #include "attention_wgmma.h"
 
 namespace {
 
 constexpr int KEYS = 128;  // of a tile
 constexpr float LAZY = 8.0f;
-#ifndef PINGPONG
-#define PINGPONG 0
-#endif
-
-#ifndef TIED
-#define TIED 1
-#endif
-
-template <int D> constexpr int STAGES = D == 64 ? 4 : 2;
+// Tiles in shared memory, of keys and of values.
+template <int D> constexpr int STAGES = D == 64 ? 8 : 4;
 template <int D> constexpr unsigned TILE = KEYS * D * 2;
 
-// The part of 64 queries of one team.
+// Shared memory: a tile of queries for each team, the ring and its barriers, and what aligns them.
+template <int D, int TEAMS> constexpr unsigned SHARED_BYTES =
+    TEAMS * 64 * D * 2 + STAGES<D> * TILE<D> + Ring<STAGES<D>>::BYTES + 1024;
+static_assert(SHARED_BYTES<64, 2> == 148608 && SHARED_BYTES<64, 3> == 156800 && SHARED_BYTES<128, 2> == 164928,
+              "as in src/ops/attention.rs");
+
+// Tiles of keys and of values in turn.
+template <int D> struct Places {
+  unsigned q, tiles;
+  Ring<STAGES<D>> ring;
+  DEVICE Places(unsigned memory, unsigned teams)
+      : q(memory), tiles(q + teams * 64 * D * 2), ring(tiles + STAGES<D> * TILE<D>) {}
+  DEVICE unsigned tile(unsigned turn) const { return tiles + turn % STAGES<D> * TILE<D>; }
+};
+
+// What a team knows of its 64 queries.
 template <class T, int D> struct Queries {
   float s[KEYS / 2], out[D / 2];
-  unsigned p[KEYS / 16][4];
+  Strip p[KEYS / 16];
   float top[2], sum[2], shrink[2];  // of rows g and g + 8; `top` times scale log2(e)
-  float factor;
+  float factor;                     // scale log2(e)
 
-  DEVICE void start(float scale) {
-    factor = scale * LOG2_E;
-    UNROLL for (int h = 0; h < 2; ++h) top[h] = -1.0e30f, sum[h] = 0.0f, shrink[h] = 1.0f;
+  DEVICE explicit Queries(float scale) : factor(scale * LOG2_E) {
+    UNROLL for (int h = 0; h < 2; ++h) top[h] = -1.0e30f, sum[h] = 0.0f;
     UNROLL for (int i = 0; i < D / 2; ++i) out[i] = 0.0f;
   }
 
@@ -36,19 +62,21 @@ template <class T, int D> struct Queries {
       if (i / 4 * 8 + lane_of() % 4 * 2 + i % 2 >= valid) s[i] = -1.0e30f;
   }
 
+  DEVICE float largest(int h) const {
+    float most = max_of(s[2 * h], s[2 * h + 1]), other = max_of(s[4 + 2 * h], s[5 + 2 * h]);
+    UNROLL for (int j = 2; j < KEYS / 8; j += 2) {
+      most = max_of(most, max_of(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+      other = max_of(other, max_of(s[4 * j + 4 + 2 * h], s[4 * j + 5 + 2 * h]));
+    }
+    return lanes_max<4>(max_of(most, other)) * factor;
+  }
+
   // Scores to powers of two.
   DEVICE void exponentials() {
     UNROLL for (int h = 0; h < 2; ++h) {
-      float most = max_of(s[2 * h], s[2 * h + 1]), other = max_of(s[4 + 2 * h], s[5 + 2 * h]);
-      UNROLL for (int j = 2; j < KEYS / 8; j += 2) {
-        most = max_of(most, max_of(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-        other = max_of(other, max_of(s[4 * j + 4 + 2 * h], s[4 * j + 5 + 2 * h]));
-      }
-      most = lanes_max<4>(max_of(most, other)) * factor;
-      float next = most > top[h] + LAZY ? most : top[h];
+      float most = largest(h), next = most > top[h] + LAZY ? most : top[h], all[2] = {0.0f, 0.0f};
       shrink[h] = exp2_of(top[h] - next);
       top[h] = next;
-      float all[2] = {0.0f, 0.0f};
       UNROLL for (int j = 0; j < KEYS / 8; ++j)
         UNROLL for (int i = 2 * h; i < 2 * h + 2; ++i) {
           s[4 * j + i] = exp2_of(fma_of(s[4 * j + i], factor, -next));
@@ -57,115 +85,114 @@ template <class T, int D> struct Queries {
       sum[h] = fma_of(sum[h], shrink[h], all[0] + all[1]);
     }
   }
+  DEVICE bool sums_are_there() const { return !(sum[0] < 0.0f || sum[1] < 0.0f); }
 
-  // To be called where no product is under way.
+  // Makes the exponentials an operand, when no product is under way.
   DEVICE void pack() {
     if (shrink[0] != 1.0f || shrink[1] != 1.0f) {
       UNROLL for (int i = 0; i < D / 2; ++i) out[i] *= shrink[i / 2 % 2];
     }
     as_operands<T, KEYS>(p, s);
   }
+
+  // Stores the results of rows first .. first + 15, the warp's, by way of `tile`.
+  DEVICE void finish(const Rows<T>& to, float* lse, unsigned heads, unsigned first, unsigned tile) {
+    float inverse[2];
+    UNROLL for (unsigned h = 0; h < 2; ++h) {
+      float all = lanes_sum<4>(sum[h]);
+      unsigned row = first + lane_of() / 4 + 8 * h;
+      inverse[h] = 1.0f / all;
+      if (lane_of() % 4 == 0 && row < to.rows) lse[size_t(row) * heads] = LN_2 * top[h] + log_of(all);
+    }
+    store_sums<T, D>(to, first, tile, out, inverse[0], inverse[1]);
+  }
 };
 
-template <class T, int D> struct Places {
-  unsigned q, k, v;
-  Ring<STAGES<D>> keys, values;
-  DEVICE Places(unsigned memory, unsigned teams)
-      : q(memory), k(q + teams * 64 * D * 2), v(k + STAGES<D> * TILE<D>), keys(v + STAGES<D> * TILE<D>),
-        values(v + STAGES<D> * TILE<D> + 16 * STAGES<D>) {}
-  DEVICE unsigned key_tile(unsigned turn) const { return k + turn % STAGES<D> * TILE<D>; }
-  DEVICE unsigned value_tile(unsigned turn) const { return v + turn % STAGES<D> * TILE<D>; }
-};
-
-// The last tile, which may not be whole, is taken first.
-template <class T, int D> DEVICE void bring(const Attention& p, const Operands& io, const Places<T, D>& at, unsigned tiles) {
+// The loading team: the last tile, then the others in order.
+template <class T, int D>
+DEVICE void bring(const Attention& p, const Operands& io, const Places<D>& at, unsigned tiles) {
   constexpr int STEPS = KEYS / Mover<T, D>::STEP;
   unsigned last = (tiles - 1) * KEYS;
   Mover<T, D> keys(part_of(p, input<T>(io, 0), 1), last), values(part_of(p, input<T>(io, 0), 2), last);
-  NO_UNROLL for (unsigned turn = 0; turn < tiles; ++turn) {
-    at.keys.wait_free(turn);
-    keys.template load<KEYS>(at.key_tile(turn));
-    at.keys.fill(turn, keys.packed);
-    at.values.wait_free(turn);
-    values.template load<KEYS>(at.value_tile(turn));
-    at.values.fill(turn, values.packed);
-    if (turn == 0) {
-      keys.skip(-int(tiles) * STEPS);
-      values.skip(-int(tiles) * STEPS);
+  at.ring.feed(2 * tiles, [&](unsigned turn) {
+    if (turn % 2 == 0) {
+      keys.template load<KEYS>(at.tile(turn));
+      if (turn == 0) keys.skip(-int(tiles) * STEPS);
+    } else {
+      values.template load<KEYS>(at.tile(turn));
+      if (turn == 1) values.skip(-int(tiles) * STEPS);
     }
-  }
-  copy_async_wait<0>();
+  });
 }
 
+// Teams start products in turn: each waits for the one before it, the first for the last.
+template <int TEAMS> struct Order {
+  static constexpr unsigned FIRST = 8;  // of its barriers; a team's own is `1 + team`
+  unsigned team;
+  DEVICE void begin() const { if (team == TEAMS - 1) pass(); }
+  DEVICE void wait() const { team_barrier(FIRST + team, 2 * TEAM); }
+  DEVICE void pass() const { team_arrive(FIRST + (team + 1) % TEAMS, 2 * TEAM); }
+  DEVICE void end() const { if (team == 0) wait(); }
+};
+
 template <class T, int D, int TEAMS>
-DEVICE void attend(const Attention& p, const Operands& io, const Places<T, D>& at, unsigned tiles, unsigned team) {
-  unsigned first = (block_x() * TEAMS + team) * 64;
-  unsigned q = at.q + team * 64 * D * 2;
+DEVICE void attend(const Attention& p, const Operands& io, const Places<D>& at, unsigned tiles, unsigned team) {
+  unsigned first = (block_x() * TEAMS + team) * 64, q = at.q + team * 64 * D * 2;
   Mover<T, D>(part_of(p, input<T>(io, 0), 0), first).template load<64>(q);
   copy_async_commit();
   copy_async_wait<0>();
   to_matrix_units();
   team_barrier(1 + team, TEAM);
-  Queries<T, D> state;
-  state.start(p.scale);
-  at.keys.wait_full(0);
+  Order<TEAMS> order{team};
+  Queries<T, D> state(p.scale);
+  at.ring.wait_full(0);
   products_begin();
-  scores<T, D, 64, KEYS>(state.s, q, 0, at.key_tile(0));
+  scores<T, D, KEYS>(state.s, q, at.tile(0));
   products_commit();
   products_wait<0>();
-  at.keys.release(0);
+  at.ring.release(0);
   unsigned left = p.time - (tiles - 1) * KEYS;
   if (left < KEYS) state.cut(left);
   state.exponentials();
-  state.shrink[0] = state.shrink[1] = 1.0f;
+  state.shrink[0] = state.shrink[1] = 1.0f;  // there is nothing to scale yet
   state.pack();
-  if (PINGPONG && team == TEAMS - 1) team_arrive(8, 2 * TEAM);
+  order.begin();
   NO_UNROLL for (unsigned turn = 1; turn < tiles; ++turn) {
-    at.keys.wait_full(turn);
-    if (PINGPONG) team_barrier(8 + team, 2 * TEAM);
+    at.ring.wait_full(2 * turn);
+    order.wait();
     products_begin();
-    scores<T, D, 64, KEYS>(state.s, q, 0, at.key_tile(turn));
+    scores<T, D, KEYS>(state.s, q, at.tile(2 * turn));
     products_commit();
-    at.values.wait_full(turn - 1);
+    at.ring.wait_full(2 * turn - 1);
     products_begin();
-    weigh<T, D, KEYS>(state.out, state.p, at.value_tile(turn - 1));
+    weigh<T, D, KEYS>(state.out, state.p, at.tile(2 * turn - 1));
     products_commit();
-    if (PINGPONG) team_arrive(8 + (team + 1) % TEAMS, 2 * TEAM);
+    order.pass();
     products_wait<1>();
-    if (!TIED) at.keys.release(turn);
     state.exponentials();
-    if (TIED) at.keys.release(turn, !(state.sum[0] < 0.0f || state.sum[1] < 0.0f));
+    at.ring.release(2 * turn, state.sums_are_there());
     products_wait<0>();
-    at.values.release(turn - 1);
+    at.ring.release(2 * turn - 1);
     state.pack();
   }
-  if (PINGPONG && team == 0) team_barrier(8, 2 * TEAM);
-  at.values.wait_full(tiles - 1);
+  order.end();
+  at.ring.wait_full(2 * tiles - 1);
   products_begin();
-  weigh<T, D, KEYS>(state.out, state.p, at.value_tile(tiles - 1));
+  weigh<T, D, KEYS>(state.out, state.p, at.tile(2 * tiles - 1));
   products_commit();
   products_wait<0>();
-  float inverse[2];
-  unsigned row = first + warp_of() % 4 * 16 + lane_of() / 4;
+  team_barrier(1 + team, TEAM);
   float* lse = output<float>(io, 2) + size_t(block_z()) * p.time * p.heads + block_y();
-  UNROLL for (unsigned h = 0; h < 2; ++h) {
-    float sum = lanes_sum<4>(state.sum[h]);
-    inverse[h] = 1.0f / sum;
-    if (lane_of() % 4 == 0 && row + 8 * h < p.time)
-      lse[size_t(row + 8 * h) * p.heads] = LN_2 * state.top[h] + log_of(sum);
-  }
-  store_sums<T, D>(head_of(p, output<T>(io, 1)), first + warp_of() % 4 * 16, q, state.out, inverse[0], inverse[1]);
+  state.finish(head_of(p, output<T>(io, 1)), lse, p.heads, first + warp_of() % 4 * 16, q);
 }
 
 template <class T, int D, int TEAMS> DEVICE void attention(const Attention& p, const Operands& io) {
   unsigned memory = (shared_address(dynamic_shared()) + 1023) & ~1023u;
   unsigned tiles = (p.time + KEYS - 1) / KEYS, team = team_of();
-  Places<T, D> at(memory, TEAMS);
-  if (thread_x() == 0) {
-    at.keys.start(4 * TEAMS);
-    at.values.start(4 * TEAMS);
-  }
+  Places<D> at(memory, TEAMS);
+  if (thread_x() == 0) at.ring.start(4 * TEAMS);
   barrier();
+  // All teams start with 168 or 128 registers a thread, and can only take what the loading one gives.
   if (team == TEAMS) {
     give_registers<TEAMS == 2 ? 40 : 32>();
     bring<T, D>(p, io, at, tiles);
@@ -177,14 +204,15 @@ template <class T, int D, int TEAMS> DEVICE void attention(const Attention& p, c
 
 }  // namespace
 
-#define NAMED(D, TEAMS, suffix, type)                                                    \
-  GLOBAL void __launch_bounds__((TEAMS + 1) * TEAM, 1)                                  \
-      attention_wgmma##D##suffix##_##type(ARGUMENT Attention p, ARGUMENT Operands io) {   \
-    after_previous();                                                                   \
-    attention<type, D, TEAMS>(p, io);                                                   \
+// Head dimensions up to D, by `TEAMS` computing warpgroups.
+#define NAMED(D, TEAMS, type)                                                                  \
+  GLOBAL void __launch_bounds__((TEAMS + 1) * TEAM, 1)                                         \
+      attention_wgmma##D##x##TEAMS##_##type(ARGUMENT Attention p, ARGUMENT Operands io) {      \
+    after_previous();                                                                          \
+    attention<type, D, TEAMS>(p, io);                                                          \
   }
-NAMED(64, 2, , bf16)
-NAMED(64, 3, x3, bf16)
-NAMED(128, 2, , bf16)
-NAMED(64, 2, , f16)
-NAMED(128, 2, , f16)
+#define HALVES(D, TEAMS) NAMED(D, TEAMS, bf16) NAMED(D, TEAMS, f16)
+
+HALVES(64, 2)
+HALVES(64, 3)
+HALVES(128, 2)

@@ -29,48 +29,28 @@ constexpr unsigned TEAM = 128;  // threads of a warpgroup
   "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48," \
   "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
 
-#define WGMMA(n, type, operands, onto) \
-  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " NAMES_##n operands ", " onto ", 1, 1, "
-#define BY_TYPE(T, WITH) \
-  if constexpr (__is_same(T, bf16)) { WITH("bf16"); } else { WITH("f16"); }
-
-// C = A B, or C += A B where ONTO, 16 elements along k, asynchronously; both in shared memory, B's
-// columns running along k, or its rows where B_ROWS.
-#define SHARED_BY_SHARED(n, a, b, rows)                                                               \
-  template <class T, bool ONTO, int B_ROWS>                                                           \
-  DEVICE void multiply(float (&c)[n / 2], unsigned long long x, unsigned long long y) {               \
-    BY_TYPE(T, ONTO_##n)                                                                              \
+#define WGMMA(n, type, a, b, onto, ways) \
+  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " NAMES_##n a ", " b ", " onto ", 1, 1, " ways
+#define PRODUCT(n, type, a, b, ways, A)                                                                          \
+  if constexpr (ONTO)                                                                                            \
+    asm volatile(WGMMA(n, type, a, b, "1", ways) : SUMS_##n("+f", c) : A(x), "l"(y), "n"(B_ROWS));               \
+  else                                                                                                           \
+    asm volatile(WGMMA(n, type, a, b, "0", ways) : SUMS_##n("=f", c) : A(x), "l"(y), "n"(B_ROWS))
+// C = A B, or C += A B where ONTO, over 16 elements, asynchronously. B lies in shared memory, its columns
+// running along k, or its rows where B_ROWS; A there too, or in registers as mma.h has it.
+#define MULTIPLY(n, Operand, A, a, b, ways)                                    \
+  template <class T, bool ONTO, int B_ROWS>                                    \
+  DEVICE void multiply(float (&c)[n / 2], Operand x, unsigned long long y) {   \
+    if constexpr (__is_same(T, bf16)) { PRODUCT(n, "bf16", a, b, ways, A); }   \
+    else { PRODUCT(n, "f16", a, b, ways, A); }                                 \
   }
-#define ONTO_64(type)                                                                                              \
-  if constexpr (ONTO) asm volatile(WGMMA(64, type, "%32, %33", "1") "0, %34;"                                      \
-                                   : SUMS_64("+f", c) : "l"(x), "l"(y), "n"(B_ROWS));                              \
-  else asm volatile(WGMMA(64, type, "%32, %33", "0") "0, %34;" : SUMS_64("=f", c) : "l"(x), "l"(y), "n"(B_ROWS))
-#define ONTO_128(type)                                                                                             \
-  if constexpr (ONTO) asm volatile(WGMMA(128, type, "%64, %65", "1") "0, %66;"                                     \
-                                   : SUMS_128("+f", c) : "l"(x), "l"(y), "n"(B_ROWS));                             \
-  else asm volatile(WGMMA(128, type, "%64, %65", "0") "0, %66;" : SUMS_128("=f", c) : "l"(x), "l"(y), "n"(B_ROWS))
-SHARED_BY_SHARED(64, 32, 33, 34)
-SHARED_BY_SHARED(128, 64, 65, 66)
-
-// The same with A in registers, as mma.h has it.
-#define REGISTERS_BY_SHARED(n)                                                                         \
-  template <class T, bool ONTO, int B_ROWS>                                                            \
-  DEVICE void multiply(float (&c)[n / 2], const unsigned (&x)[4], unsigned long long y) {              \
-    BY_TYPE(T, OF_REGISTERS_##n)                                                                       \
-  }
-#define PARTS(x) "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
-#define OF_REGISTERS_64(type)                                                                          \
-  if constexpr (ONTO) asm volatile(WGMMA(64, type, "{%32,%33,%34,%35}, %36", "1") "%37;"               \
-                                   : SUMS_64("+f", c) : PARTS(x), "l"(y), "n"(B_ROWS));                \
-  else asm volatile(WGMMA(64, type, "{%32,%33,%34,%35}, %36", "0") "%37;"                              \
-                    : SUMS_64("=f", c) : PARTS(x), "l"(y), "n"(B_ROWS))
-#define OF_REGISTERS_128(type)                                                                         \
-  if constexpr (ONTO) asm volatile(WGMMA(128, type, "{%64,%65,%66,%67}, %68", "1") "%69;"              \
-                                   : SUMS_128("+f", c) : PARTS(x), "l"(y), "n"(B_ROWS));               \
-  else asm volatile(WGMMA(128, type, "{%64,%65,%66,%67}, %68", "0") "%69;"                             \
-                    : SUMS_128("=f", c) : PARTS(x), "l"(y), "n"(B_ROWS))
-REGISTERS_BY_SHARED(64)
-REGISTERS_BY_SHARED(128)
+using Strip = unsigned[4];
+#define DESCRIBED(x) "l"(x)
+#define HELD(x) "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+MULTIPLY(64, unsigned long long, DESCRIBED, "%32", "%33", "0, %34;")
+MULTIPLY(128, unsigned long long, DESCRIBED, "%64", "%65", "0, %66;")
+MULTIPLY(64, const Strip&, HELD, "{%32,%33,%34,%35}", "%36", "%37;")
+MULTIPLY(128, const Strip&, HELD, "{%64,%65,%66,%67}", "%68", "%69;")
 
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -87,35 +67,33 @@ DEVICE unsigned long long operand_at(unsigned address, unsigned halves) {
   return (unsigned long long)((address & 0x3ffff) >> 4) | (unsigned long long)(halves >> 4) << 16 |
          (unsigned long long)(1024 >> 4) << 32 | 1ull << 62;
 }
-// The piece of a tile of ROWS rows from row `row` on, elements k .. k + 15, which run along k.
-template <int ROWS> DEVICE unsigned long long columns_along_k(unsigned tile, unsigned row, unsigned k) {
-  return operand_at(tile + k / 64 * (ROWS * 128) + row * 128 + k % 64 * 2, ROWS * 128);
+// Elements k .. k + 15 of all rows of a tile; these run along k.
+template <int ROWS> DEVICE unsigned long long columns_along_k(unsigned tile, unsigned k) {
+  return operand_at(tile + k / 64 * (ROWS * 128) + k % 64 * 2, ROWS * 128);
 }
-// Rows k .. k + 15 of a tile, which run along k, with all columns.
+// Rows k .. k + 15 of a tile, with all columns; the rows run along k.
 template <int ROWS> DEVICE unsigned long long rows_along_k(unsigned tile, unsigned k) {
   return operand_at(tile + k * 128, ROWS * 128);
 }
 
-// C [64, N] (+)= A B over all D columns of both: A rows `row` .. of a tile of A_ROWS, B all N rows of
-// one. A may be a strip in registers.
-template <class T, int D, int A_ROWS, int N>
-DEVICE void scores(float (&c)[N / 2], unsigned a, unsigned row, unsigned b) {
-  multiply<T, false, 0>(c, columns_along_k<A_ROWS>(a, row, 0), columns_along_k<N>(b, 0, 0));
+// C [64, N] = A B^T over all D columns of both: A a tile of 64 rows, or a strip in registers, B one of N.
+template <class T, int D, int N> DEVICE void scores(float (&c)[N / 2], unsigned a, unsigned b) {
+  multiply<T, false, 0>(c, columns_along_k<64>(a, 0), columns_along_k<N>(b, 0));
   UNROLL for (unsigned k = 16; k < D; k += 16)
-    multiply<T, true, 0>(c, columns_along_k<A_ROWS>(a, row, k), columns_along_k<N>(b, 0, k));
+    multiply<T, true, 0>(c, columns_along_k<64>(a, k), columns_along_k<N>(b, k));
 }
 template <class T, int D, int N>
-DEVICE void scores(float (&c)[N / 2], const unsigned (&a)[D / 16][4], unsigned b) {
-  multiply<T, false, 0>(c, a[0], columns_along_k<N>(b, 0, 0));
-  UNROLL for (unsigned k = 16; k < D; k += 16) multiply<T, true, 0>(c, a[k / 16], columns_along_k<N>(b, 0, k));
+DEVICE void scores(float (&c)[N / 2], const Strip (&a)[D / 16], unsigned b) {
+  multiply<T, false, 0>(c, a[0], columns_along_k<N>(b, 0));
+  UNROLL for (unsigned k = 16; k < D; k += 16) multiply<T, true, 0>(c, a[k / 16], columns_along_k<N>(b, k));
 }
-// C [64, D] += A B over the N rows of B.
+// C [64, D] += A B over the N rows of tile B.
 template <class T, int D, int N>
-DEVICE void weigh(float (&c)[D / 2], const unsigned (&a)[N / 16][4], unsigned b) {
+DEVICE void weigh(float (&c)[D / 2], const Strip (&a)[N / 16], unsigned b) {
   UNROLL for (unsigned k = 0; k < N; k += 16) multiply<T, true, 1>(c, a[k / 16], rows_along_k<N>(b, k));
 }
 // Sums [64, N] as operand A of the next product.
-template <class T, int N> DEVICE void as_operands(unsigned (&a)[N / 16][4], const float (&c)[N / 2]) {
+template <class T, int N> DEVICE void as_operands(Strip (&a)[N / 16], const float (&c)[N / 2]) {
   UNROLL for (int k = 0; k < N / 16; ++k)
     UNROLL for (int i = 0; i < 4; ++i) a[k][i] = pack2<T>(c[8 * k + 2 * i], c[8 * k + 2 * i + 1]);
 }
@@ -133,9 +111,10 @@ DEVICE void team_arrive(unsigned which, unsigned threads) {
   asm volatile("bar.arrive %0, %1;" :: "r"(which), "r"(threads) : "memory");
 }
 
-// A ring of STAGES buffers. Threads of the loading team arrive at `full`, by their copies' end; a lane of
-// each computing warp at `free`. Both are 8-byte barriers in shared memory, one of each for a stage.
+// A ring of STAGES buffers. Threads of the loading team arrive at `full`, a lane of each computing warp at
+// `free`: 8-byte barriers in shared memory, one of each for a stage.
 template <int STAGES> struct Ring {
+  static constexpr unsigned BYTES = 16 * STAGES;
   unsigned full, free;
   DEVICE explicit Ring(unsigned at) : full(at), free(at + 8 * STAGES) {}
 
@@ -152,39 +131,60 @@ template <int STAGES> struct Ring {
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@done bra over;\nbra again;\nover:\n}" :: "r"(barrier), "r"(parity) : "memory");
   }
-  DEVICE void wait_full(unsigned turn) const {
-    wait(full + turn % STAGES * 8, turn / STAGES & 1);
-#ifndef NOFENCE
-    to_matrix_units();
-#endif
+  static DEVICE void arrive(unsigned barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
   }
+  DEVICE void wait_full(unsigned turn) const { wait(full + turn % STAGES * 8, turn / STAGES & 1); }
   DEVICE void wait_free(unsigned turn) const { wait(free + turn % STAGES * 8, (turn / STAGES & 1) ^ 1); }
-  // `by_copies`: once the thread's copies so far are done; else its stores are.
-  DEVICE void fill(unsigned turn, bool by_copies) const {
-    unsigned at = full + turn % STAGES * 8;
-    if (by_copies) {
-      asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" :: "r"(at) : "memory");
-    } else {
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(at) : "memory");
-    }
+  DEVICE bool is_free(unsigned turn) const {
+    unsigned done;
+    asm volatile(
+        "{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done) : "r"(free + turn % STAGES * 8), "r"((turn / STAGES & 1) ^ 1) : "memory");
+    return done != 0;
   }
   DEVICE void release(unsigned turn, bool done = true) const {
-    if (lane_of() == 0 && done)
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(free + turn % STAGES * 8) : "memory");
+    if (lane_of() == 0 && done) arrive(free + turn % STAGES * 8);
+  }
+
+  template <int PENDING> DEVICE void announce(unsigned turn) const {
+    copy_async_wait<PENDING>();
+    to_matrix_units();
+    arrive(full + turn % STAGES * 8);
+  }
+  // The loading team's work: load(turn) starts the copies to the stage of each turn. A thread makes what it
+  // copied visible to wgmma and arrives while its next copies are under way, or before it waits for a
+  // stage. (Computing teams that fence what they read, copies arriving by themselves, are as fast.)
+  template <class Load> DEVICE void feed(unsigned turns, Load load) const {
+    NO_UNROLL for (unsigned turn = 0; turn < turns; ++turn) {
+      bool early = turn > 0 && !is_free(turn);
+      if (early) announce<0>(turn - 1);
+      wait_free(turn);
+      load(turn);
+      copy_async_commit();
+      if (turn > 0 && !early) announce<1>(turn - 1);
+    }
+    announce<0>(turns - 1);
   }
 };
 
 // --- Moves
+
+// 16 bytes to shared memory, of which `real` are read and the rest zero, as copy_async of mma.h.
+DEVICE void copy_sixteen(unsigned to, const void* from, int real) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real) : "memory");
+}
 
 // Copies rows of one head to tiles, by THREADS neighbouring threads: a thread takes the same chunk of every
 // STEPth row, or one of either half. It goes on from where it was, which takes few registers: loading
 // teams have 24.
 template <class T, int D, int THREADS = int(TEAM)> struct Mover {
   static constexpr int STEP = THREADS / 8;
-  const T* source;       // the thread's chunk of its next row
-  size_t stride;         // between its rows
-  unsigned line, rows;   // its next row, of `rows`
-  unsigned count;        // elements of the head dimension from its chunk on
+  const T* source;      // the thread's chunk of its next row
+  size_t stride;        // between its rows
+  unsigned line, rows;  // its next row, of `rows`
+  unsigned count;       // elements of the head dimension from its chunk on
   bool packed;
 
   static DEVICE unsigned chunk() { return thread_x() % 8; }
@@ -208,8 +208,8 @@ template <class T, int D, int THREADS = int(TEAM)> struct Mover {
     if (packed) {
       UNROLL for (unsigned i = 0; i < ROWS / STEP; ++i) {
         UNROLL for (unsigned half = 0; half < D / 64; ++half)
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at + half * (ROWS * 128) + i * STEP * 128),
-                       "l"(source + half * 64), "r"(line < rows && count > half * 64 ? 16 : 0) : "memory");
+          copy_sixteen(at + half * (ROWS * 128) + i * STEP * 128, source + half * 64,
+                       line < rows && count > half * 64 ? 16 : 0);
         skip(1);
       }
       return;
@@ -222,7 +222,6 @@ template <class T, int D, int THREADS = int(TEAM)> struct Mover {
       at += STEP * 128;
       skip(1);
     }
-    to_matrix_units();
   }
 };
 

@@ -82,11 +82,20 @@ impl Extents {
 
     fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
         let dtype = kernel.trim_start_matches("attention_");
-        if on_matrix_units(arch, dtype) { self.on_matrices(arch, dtype) } else { self.plain(dtype) }
+        if self.on_warpgroups(arch, dtype) {
+            self.by_warpgroups(arch, dtype)
+        } else if on_matrix_units(arch, dtype) {
+            self.on_matrices(arch, dtype)
+        } else {
+            self.plain(dtype)
+        }
     }
 
     fn plan_backward(&self, arch: &Arch, kernel: &str) -> Plan {
         let dtype = kernel.trim_start_matches("attention_backward_");
+        if self.on_warpgroups(arch, dtype) {
+            return self.backward_by_warpgroups(dtype);
+        }
         if !on_matrix_units(arch, dtype) {
             return self.plain_backward(dtype);
         }
@@ -121,6 +130,49 @@ impl Extents {
             4 * (2 * (rows + columns) * (row + 4) + columns * (rows + 4) + 2 * rows.max(columns));
         let grid = [2 * self.time.div_ceil(size(rows)), self.heads, self.batch];
         Plan::new(format!("attention_backward_d{d}_{dtype}"), grid, 128).shared(shared)
+    }
+
+    /// True where the kernels of `kernels/cuda/attention_wgmma*.cu` run: on Hopper, where rows of heads
+    /// and blocks of queries are not mostly padding.
+    fn on_warpgroups(&self, arch: &Arch, dtype: &str) -> bool {
+        arch.machine == (Machine::Cuda { sm: 90 })
+            && matches!(dtype, "bf16" | "f16")
+            && self.head_dim > 32
+            && self.time >= 128
+    }
+
+    /// Blocks of 128 queries; with head dimensions up to 64 of 192, which take a sixth less time a row
+    /// where the card is full, unless too many of their rows would be past the last.
+    fn by_warpgroups(&self, arch: &Arch, dtype: &str) -> Plan {
+        let blocks = |teams: u32| self.time.div_ceil(64 * teams);
+        let heads = u64::from(self.heads) * u64::from(self.batch);
+        let full = u64::from(blocks(3)) * heads >= u64::from(2 * arch.units);
+        let (d, teams, shared) = match self.head_dim {
+            0..=64 if full && 5 * 3 * blocks(3) <= 6 * 2 * blocks(2) => (64, 3, 156_800),
+            0..=64 => (64, 2, 148_608),
+            _ => (128, 2, 164_928),
+        };
+        let grid = [blocks(teams), self.heads, self.batch];
+        Plan::new(format!("attention_wgmma{d}x{teams}_{dtype}"), grid, 128 * (teams + 1))
+            .shared(shared)
+    }
+
+    /// What is known of each query, then blocks of 128 keys and as many of 128 queries.
+    fn backward_by_warpgroups(&self, dtype: &str) -> Plan {
+        let blocks = self.time.div_ceil(128);
+        let (d, shared) = if self.head_dim <= 64 { (64, 169_024) } else { (128, 199_744) };
+        // Two numbers a query.
+        let queries = blocks as usize * 128 * self.heads as usize;
+        let workspace = queries * self.batch as usize * 2 * size_of::<f32>();
+        let first = [size(queries / (256 / (d / 8))), 1, self.batch];
+        Plan::new(format!("attention_backward_statistics{d}_{dtype}"), first, 256)
+            .then(
+                format!("attention_backward_wgmma{d}_{dtype}"),
+                [2 * blocks, self.heads, self.batch],
+                384,
+            )
+            .shared(shared)
+            .workspace(workspace)
     }
 
     /// A head's strips of 16 queries in as few blocks as hold them, two strips a warp where
@@ -491,6 +543,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn warpgroups_take_long_wide_heads_on_hopper() {
+        let kernel = |name: &str, (batch, time, heads, head_dim): (u32, u32, u32, u32)| {
+            let arch = Arch::claim(name).expect("in the table");
+            let of = Extents { batch, time, heads, head_dim, scale: 0.25 };
+            let plan = of.plan_backward(&arch, "attention_backward_f16");
+            let rows = 128 * time.div_ceil(128);
+            let two = plan.stages.len() == 2;
+            assert_eq!(plan.workspace, if two { (batch * heads * rows * 8) as usize } else { 0 });
+            let lanes = if head_dim <= 64 { 8 } else { 16 };
+            assert!(!two || plan.stages[0].grid[0] * 256 == rows * heads * lanes, "{plan:?}");
+            (of.plan(&arch, "attention_f16").stages[0].kernel.clone(), two)
+        };
+        for (name, extents, forward, two) in [
+            ("sm_90", (4, 2048, 16, 64), "attention_wgmma64x3_f16", true),
+            ("sm_90", (32, 200, 16, 64), "attention_wgmma64x2_f16", true),
+            ("sm_90", (1, 1000, 4, 40), "attention_wgmma64x2_f16", true),
+            ("sm_90", (1, 8192, 16, 128), "attention_wgmma128x2_f16", true),
+            ("sm_90", (1, 128, 1, 65), "attention_wgmma128x2_f16", true),
+            ("sm_90", (64, 127, 16, 64), "attention_mma64_f16", false),
+            ("sm_90", (4, 2048, 16, 32), "attention_mma32_f16", false),
+            ("sm_80", (4, 2048, 16, 64), "attention_mma64_f16", false),
+            ("sm_120", (4, 2048, 16, 64), "attention_mma64_f16", false),
+        ] {
+            assert_eq!(kernel(name, extents), (forward.to_string(), two), "{name} {extents:?}");
+        }
+    }
+
+    #[test]
     fn plans_hold_every_strip_and_fit_the_card() {
         for name in ["sm_80", "sm_86", "sm_90", "gfx1010", "gfx90a"] {
             let arch = Arch::claim(name).expect("in the table");
@@ -516,14 +596,18 @@ mod tests {
                     let warps = stage.block / 32;
                     let each = strips.div_ceil(stage.grid[0]);
                     let hold = if head_dim > 64 { warps } else { 2 * warps };
-                    let enough = if stage.kernel.contains("mma") {
+                    let enough = if stage.kernel.contains("wgmma") {
+                        // A warpgroup loads, each other one has four strips.
+                        let hold = warps - 4;
+                        time >= 128 && each <= hold && (stage.grid[0] - 1) * hold < strips
+                    } else if stage.kernel.contains("mma") {
                         each <= hold && warps <= 8 && (stage.grid[0] - 1) * each < strips
                     } else {
                         4 * stage.grid[0] >= strips
                     };
                     assert!(enough && stage.shared <= arch.shared, "{name} {of:?} {stage:?}");
                     let plan = of.plan_backward(&arch, &format!("attention_backward_{dtype}"));
-                    let stage = &plan.stages[0];
+                    let stage = plan.stages.last().expect("at least one");
                     let tidy = stage.kernel.contains("whole") == (stage.grid[0] == 1);
                     let fits = stage.shared <= arch.shared && stage.block <= 32 * strips.max(4);
                     assert!(tidy && fits, "{name} {of:?} {stage:?}");
