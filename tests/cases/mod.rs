@@ -241,6 +241,11 @@ fn transformers(table: &mut Table) {
         (1, 131, 1, 8),
         (1, 5, 2, 128),
         (2, 200, 1, 24),
+        // Long enough for blocks of 128 rows, rows left over, heads that are padded and not.
+        (2, 133, 1, 64),
+        (1, 257, 1, 44),
+        (1, 130, 2, 99),
+        (1, 128, 1, 128),
     ] {
         let name = format!("attention b{batch} t{time} h{heads} d{d}");
         table.add(&name, &[(&[batch, time, 3 * heads * d], Normal)], move |tape, v| {
