@@ -38,7 +38,7 @@ template <int D> constexpr unsigned TILE = KEYS * D * 2;
 template <int D, int TEAMS> constexpr unsigned SHARED_BYTES =
     TEAMS * 64 * D * 2 + STAGES<D> * TILE<D> + Ring<STAGES<D>>::BYTES + 1024;
 static_assert(SHARED_BYTES<64, 2> == 148608 && SHARED_BYTES<64, 3> == 156800 && SHARED_BYTES<128, 2> == 164928,
-              "as in src/ops/attention.rs");
+              "as in src/ops/attention/plans.rs");
 
 // Tiles of keys and of values in turn.
 template <int D> struct Places {
@@ -199,10 +199,10 @@ template <class T, int D, int TEAMS> DEVICE void attention(const Attention& p, c
   barrier();
   // All teams start with 168 or 128 registers a thread, and can only take what the loading one gives.
   if (team == TEAMS) {
-    give_registers<TEAMS == 2 ? 40 : 32>();
+    fewer_registers<TEAMS == 2 ? 40 : 32>();
     bring<T, D>(p, io, at, tiles);
   } else {
-    take_registers<TEAMS == 2 ? 232 : 160>();
+    more_registers<TEAMS == 2 ? 232 : 160>();
     attend<T, D, TEAMS>(p, io, at, tiles, team);
   }
 }

@@ -7,6 +7,8 @@
 // and as one whose rows do (sums over keys or queries): the descriptor says which.
 #pragma once
 #include "attention_tile.h"
+#include "tma.h"
+#include "wgmma.h"
 
 namespace {
 
@@ -29,13 +31,13 @@ constexpr unsigned TEAM = 128;  // threads of a warpgroup
   "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48," \
   "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
 
-#define WGMMA(n, type, a, b, onto, ways) \
+#define WGMMA_ONTO(n, type, a, b, onto, ways) \
   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " NAMES_##n a ", " b ", " onto ", 1, 1, " ways
 #define PRODUCT(n, type, a, b, ways, A)                                                                          \
   if constexpr (ONTO)                                                                                            \
-    asm volatile(WGMMA(n, type, a, b, "1", ways) : SUMS_##n("+f", c) : A(x), "l"(y), "n"(B_ROWS));               \
+    asm volatile(WGMMA_ONTO(n, type, a, b, "1", ways) : SUMS_##n("+f", c) : A(x), "l"(y), "n"(B_ROWS));               \
   else                                                                                                           \
-    asm volatile(WGMMA(n, type, a, b, "0", ways) : SUMS_##n("=f", c) : A(x), "l"(y), "n"(B_ROWS))
+    asm volatile(WGMMA_ONTO(n, type, a, b, "0", ways) : SUMS_##n("=f", c) : A(x), "l"(y), "n"(B_ROWS))
 // C = A B, or C += A B where ONTO, over 16 elements, asynchronously. B lies in shared memory, its columns
 // running along k, or its rows where B_ROWS; A there too, or in registers as mma.h has it.
 #define MULTIPLY(n, Operand, A, a, b, ways)                                    \
@@ -51,15 +53,6 @@ MULTIPLY(64, unsigned long long, DESCRIBED, "%32", "%33", "0, %34;")
 MULTIPLY(128, unsigned long long, DESCRIBED, "%64", "%65", "0, %66;")
 MULTIPLY(64, const Strip&, HELD, "{%32,%33,%34,%35}", "%36", "%37;")
 MULTIPLY(128, const Strip&, HELD, "{%64,%65,%66,%67}", "%68", "%69;")
-
-DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most `PENDING` committed groups are under way.
-template <int PENDING> DEVICE void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory");
-}
-// What ordinary stores and cp.async put into shared memory is seen by wgmma after this.
-DEVICE void to_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Descriptor of an operand in shared memory with 128-byte swizzle: groups of 8 rows are 1024 bytes
 // apart; `halves` is the distance of halves where rows run along k.
@@ -101,8 +94,6 @@ template <class T, int N> DEVICE void as_operands(Strip (&a)[N / 16], const floa
 // --- Teams: warpgroups of a block, one of which loads.
 
 DEVICE unsigned team_of() { return __shfl_sync(0xffffffffu, threadIdx.x / TEAM, 0); }
-template <int COUNT> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(COUNT)); }
-template <int COUNT> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COUNT)); }
 // A barrier of the threads of one team, or of several.
 DEVICE void team_barrier(unsigned which, unsigned threads) {
   asm volatile("bar.sync %0, %1;" :: "r"(which), "r"(threads) : "memory");
@@ -121,21 +112,15 @@ template <int STAGES> struct Ring {
   // By one thread, before a barrier of the block.
   DEVICE void start(unsigned warps) const {
     for (unsigned i = 0; i < STAGES; ++i) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(full + 8 * i), "r"(TEAM) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(free + 8 * i), "r"(warps) : "memory");
+      barrier_init(full + 8 * i, TEAM);
+      barrier_init(free + 8 * i, warps);
     }
-  }
-  static DEVICE void wait(unsigned barrier, unsigned parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra over;\nbra again;\nover:\n}" :: "r"(barrier), "r"(parity) : "memory");
   }
   static DEVICE void arrive(unsigned barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
   }
-  DEVICE void wait_full(unsigned turn) const { wait(full + turn % STAGES * 8, turn / STAGES & 1); }
-  DEVICE void wait_free(unsigned turn) const { wait(free + turn % STAGES * 8, (turn / STAGES & 1) ^ 1); }
+  DEVICE void wait_full(unsigned turn) const { barrier_wait(full + turn % STAGES * 8, turn / STAGES & 1); }
+  DEVICE void wait_free(unsigned turn) const { barrier_wait(free + turn % STAGES * 8, (turn / STAGES & 1) ^ 1); }
   DEVICE bool is_free(unsigned turn) const {
     unsigned done;
     asm volatile(

@@ -111,7 +111,7 @@ template <int D> using KeyStream = Stream<D, false>;
 
 // Shared memory: keys and values that a block owns, or a tile for its results; a stream; what aligns them.
 template <int D> constexpr unsigned SHARED_BYTES = 2 * BLOCK * D * 2 + QueryStream<D>::BYTES + 1024;
-static_assert(SHARED_BYTES<64> == 169024 && SHARED_BYTES<128> == 199744, "as in src/ops/attention.rs");
+static_assert(SHARED_BYTES<64> == 169024 && SHARED_BYTES<128> == 199744, "as in src/ops/attention/plans.rs");
 static_assert(KeyStream<64>::BYTES < QueryStream<64>::BYTES && KeyStream<128>::BYTES < QueryStream<128>::BYTES, "");
 
 // Lse and delta of two neighbouring queries.
@@ -228,11 +228,11 @@ DEVICE void keys_block(const Attention& p, const Operands& io, unsigned memory, 
   if (thread_x() == 0) queries.ring.start(4 * TEAMS);
   barrier();
   if (team == TEAMS) {
-    give_registers<24>();
+    fewer_registers<24>();
     Sides<T> of(p, io);
     queries.template bring<T>(of.q, of.d_out, statistics_of(p, io));
   } else {
-    take_registers<240>();
+    more_registers<240>();
     keys_backward<T, D>(p, io, memory, queries, block, team);
   }
 }
@@ -243,11 +243,11 @@ DEVICE void queries_block(const Attention& p, const Operands& io, unsigned memor
   if (thread_x() == 0) keys.ring.start(4 * TEAMS);
   barrier();
   if (team == TEAMS) {
-    give_registers<24>();
+    fewer_registers<24>();
     Sides<T> of(p, io);
     keys.template bring<T>(of.k, of.v, nullptr);
   } else {
-    take_registers<240>();
+    more_registers<240>();
     queries_backward<T, D>(p, io, memory, keys, block, team);
   }
 }

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_copy_engine_gets_what_it_can_take() {
-        let named = |dims, flags| named(&Gemm::dense(dims, false, true, flags), "sm_90");
+        let chosen = |dims, flags| named(&Gemm::dense(dims, false, true, flags), "sm_90");
         for (dims, flags, kernel) in [
             ((4096, 4096, 4096), 0, "gemm_nt_tma_256_bf16"),
             ((3072, 3072, 3072), BIAS, "gemm_nt_tma_192_bf16"),
@@ -202,12 +202,12 @@ mod tests {
             ((256, 256, 65_536), 0, "gemm_nt_wgmma_bf16"),
             ((256, 256, 256), 0, "gemm_nt_32_bf16"),
         ] {
-            assert_eq!(named(dims, flags), kernel, "{dims:?} {flags}");
+            assert_eq!(chosen(dims, flags), kernel, "{dims:?} {flags}");
         }
         let gemm = Gemm { batch: 2, ..Gemm::dense((4096, 4096, 4096), false, true, 0) };
-        assert_eq!(super::tests::named(&gemm, "sm_90"), "gemm_nt_wgmma_bf16");
+        assert_eq!(named(&gemm, "sm_90"), "gemm_nt_wgmma_bf16");
         let gemm = Gemm::dense((4096, 4096, 4096), false, true, 0);
-        assert_eq!(super::tests::named(&gemm, "sm_120"), "gemm_nt_128_bf16");
+        assert_eq!(named(&gemm, "sm_120"), "gemm_nt_128_bf16");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 use crate::backend::cpu::simd::columns::{Columns, for_columns, for_columns2};
-use crate::backend::cpu::simd::gemm::{COLUMNS, Mat, Then, copy_row, fetch, gemm, gemm_then};
+use crate::backend::cpu::simd::gemm::{COLUMNS, Mat, Then, gemm, gemm_then};
+use crate::backend::cpu::simd::packing::{copy_row, copy_rows};
 use crate::backend::cpu::simd::transpose::transpose;
 
 // Scores are kept in units of ln 2, so that an exponential is a power of 2.
@@ -30,30 +31,6 @@ const STRIPE: usize = 256;
 /// Keys that are taken together there: whole tiles of every instruction set (6 and 14 rows), and their
 /// scores of a stripe, twice, stay in the second-level cache.
 const KEYS: usize = 42;
-
-/// Rows between the one that is copied and the one that is fetched: those of one head are kilobytes
-/// apart, where the processor sees no pattern.
-const AHEAD: usize = 16;
-
-/// Copies `d` columns of each row, `step` apart, to rows of `d`.
-fn gather<T: Real>(to: &mut [T], from: &[T], step: usize, d: usize) {
-    fn whole<T: Real, const N: usize>(to: &mut [T], from: &[T], step: usize) {
-        for (i, to) in to.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            fetch(from, (i + AHEAD) * step);
-            if let Some(from) = from[i * step..].first_chunk() {
-                *to = *from;
-            }
-        }
-    }
-    match d {
-        16 => return whole::<T, 16>(to, from, step),
-        32 => return whole::<T, 32>(to, from, step),
-        _ => {}
-    }
-    for (i, to) in to.chunks_exact_mut(d).enumerate() {
-        to.copy_from_slice(&from[i * step..][..d]);
-    }
-}
 
 /// Transposes rows of `d` into columns of `to` `[d, columns]`; columns past the last row become zero.
 fn to_columns<T: Real>((to, columns): (&mut [T], usize), from: &[T], d: usize) {
@@ -108,7 +85,7 @@ impl<T: Real> Item<'_, T> {
             let (p, memory) = memory.split_at_mut(time * BLOCK);
             let (q, y) = memory.split_at_mut(d * BLOCK);
             for (part, to) in [&mut *queries, keys, values].into_iter().enumerate() {
-                gather(to, self.part(part, h, 0), step, d);
+                copy_rows((to, d), (self.part(part, h, 0), step), d);
             }
             let scale = self.scale * T::of(LOG2_E);
             let longest = vectorised!(longest_row(keys, d)) * scale * scale;
@@ -275,8 +252,8 @@ impl<'a, T: Real> Stripe<'a, T> {
         let (dq_t, memory) = memory.split_at_mut(d * columns);
         let (lse, memory) = memory.split_at_mut(columns);
         let (delta, memory) = memory.split_at_mut(columns);
-        gather(q, item.part(0, h, first), 3 * width, d);
-        gather(g, &after.d_out[first * width + h * d..], width, d);
+        copy_rows((q, d), (item.part(0, h, first), 3 * width), d);
+        copy_rows((g, d), (&after.d_out[first * width + h * d..], width), d);
         to_columns((q_t, columns), q, d);
         to_columns((g_t, columns), g, d);
         let out = after.out[first * width + h * d..].chunks(width);
@@ -318,8 +295,8 @@ impl<T: Real> Item<'_, T> {
             let (values, memory) = memory.split_at_mut(time * d);
             let (d_keys, memory) = memory.split_at_mut(time * d);
             let (d_values, memory) = memory.split_at_mut(time * d);
-            gather(keys, self.part(1, h, 0), step, d);
-            gather(values, self.part(2, h, 0), step, d);
+            copy_rows((keys, d), (self.part(1, h, 0), step), d);
+            copy_rows((values, d), (self.part(2, h, 0), step), d);
             for first in (0..time).step_by(each) {
                 let rows = each.min(time - first);
                 let (mut stripe, memory) = Stripe::load(self, after, (h, first, rows), memory);

@@ -29,55 +29,40 @@ impl<T> Columns<'_, T> {
     }
 }
 
-struct Base<T>(*mut T);
-
-// SAFETY: shared only to derive pointers to disjoint columns.
-unsafe impl<T: Send> Sync for Base<T> {}
-
-impl<T> Base<T> {
-    /// Columns `j * width ..` of the matrix.
-    ///
-    /// # Safety
-    /// The matrix must have `rows` rows of `cols`, of which these columns are handed out once.
-    unsafe fn columns<'a>(
-        &self,
-        j: usize,
-        width: usize,
-        (rows, cols): (usize, usize),
-    ) -> Columns<'a, T> {
-        // SAFETY: the first row has these columns.
-        let first = unsafe { self.0.add(j * width) };
-        Columns { first, rows, row_step: cols, width, owner: PhantomData }
-    }
+/// A matrix whose columns are handed out in groups of `width`.
+struct Groups<T> {
+    first: *mut T,
+    rows: usize,
+    cols: usize,
+    width: usize,
 }
 
-/// [`for_columns`] of two matrices with as many groups of columns.
-///
-/// # Panics
-/// As there, or where there are not as many groups.
-pub fn for_columns2<A: Send, B: Send>(
-    (a, a_cols, a_width): (&mut [A], usize, usize),
-    (b, b_cols, b_width): (&mut [B], usize, usize),
-    f: impl Fn(usize, Columns<'_, A>, Columns<'_, B>) + Sync,
-) {
-    if a.is_empty() || b.is_empty() {
-        return;
+// SAFETY: shared only to derive pointers to disjoint columns.
+unsafe impl<T: Send> Sync for Groups<T> {}
+
+impl<T> Groups<T> {
+    /// # Panics
+    /// When `width` does not divide `cols`, or `cols` the matrix: a bug of the caller.
+    fn new(matrix: &mut [T], cols: usize, width: usize) -> Self {
+        let fits = matrix.len().is_multiple_of(cols) && cols.is_multiple_of(width);
+        assert!(fits, "columns do not fit");
+        Self { first: matrix.as_mut_ptr(), rows: matrix.len() / cols, cols, width }
     }
-    let fits =
-        |n: usize, cols: usize, width: usize| n.is_multiple_of(cols) && cols.is_multiple_of(width);
-    assert!(fits(a.len(), a_cols, a_width) && fits(b.len(), b_cols, b_width), "columns do not fit");
-    assert!(a_cols / a_width == b_cols / b_width, "not as many columns");
-    let (a_rows, b_rows) = (a.len() / a_cols, b.len() / b_cols);
-    let bases = (Base(a.as_mut_ptr()), Base(b.as_mut_ptr()));
-    (0..a_cols / a_width).into_par_iter().for_each(|j| {
-        let (a, b) = &bases;
-        // SAFETY: the asserts hold; each j comes once, and both matrices are borrowed until all are
-        // done.
-        unsafe {
-            let a = a.columns(j, a_width, (a_rows, a_cols));
-            f(j, a, b.columns(j, b_width, (b_rows, b_cols)));
-        }
-    });
+
+    fn count(&self) -> usize {
+        self.cols / self.width
+    }
+
+    /// Group `j`.
+    ///
+    /// # Safety
+    /// There must be such a group, not handed out before, and the matrix must stay borrowed.
+    unsafe fn columns<'a>(&self, j: usize) -> Columns<'a, T> {
+        // SAFETY: the first row has these columns.
+        let first = unsafe { self.first.add(j * self.width) };
+        let (rows, row_step, width) = (self.rows, self.cols, self.width);
+        Columns { first, rows, row_step, width, owner: PhantomData }
+    }
 }
 
 /// Calls `f(j, columns)` for each group `j` of `width` columns of a matrix with rows of `cols`.
@@ -93,11 +78,27 @@ pub fn for_columns<T: Send>(
     if matrix.is_empty() {
         return;
     }
-    assert!(matrix.len().is_multiple_of(cols) && cols.is_multiple_of(width), "columns do not fit");
-    let (rows, base) = (matrix.len() / cols, Base(matrix.as_mut_ptr()));
-    (0..cols / width).into_par_iter().for_each(|j| {
-        let base = &base;
-        // SAFETY: the asserts hold; each j comes once, and `matrix` is borrowed until all are done.
-        f(j, unsafe { base.columns(j, width, (rows, cols)) });
+    let groups = &Groups::new(matrix, cols, width);
+    // SAFETY: each j comes once, and `matrix` is borrowed until all are done.
+    (0..groups.count()).into_par_iter().for_each(|j| f(j, unsafe { groups.columns(j) }));
+}
+
+/// [`for_columns`] of two matrices with as many groups of columns.
+///
+/// # Panics
+/// As there, or where there are not as many groups.
+pub fn for_columns2<A: Send, B: Send>(
+    (a, a_cols, a_width): (&mut [A], usize, usize),
+    (b, b_cols, b_width): (&mut [B], usize, usize),
+    f: impl Fn(usize, Columns<'_, A>, Columns<'_, B>) + Sync,
+) {
+    if a.is_empty() || b.is_empty() {
+        return;
+    }
+    let (a, b) = (&Groups::new(a, a_cols, a_width), &Groups::new(b, b_cols, b_width));
+    assert!(a.count() == b.count(), "not as many columns");
+    (0..a.count()).into_par_iter().for_each(|j| {
+        // SAFETY: each j comes once, and both matrices are borrowed until all are done.
+        f(j, unsafe { a.columns(j) }, unsafe { b.columns(j) });
     });
 }

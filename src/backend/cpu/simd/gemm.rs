@@ -2,11 +2,16 @@
 //! crate's for f64 and other machines.
 
 use std::any::TypeId;
+#[cfg(target_arch = "x86_64")]
+use std::ptr;
 
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::gemm_tile::{self, Product, Tiles};
+use super::gemm_tile::{self, Power, Product, Slope, Tiles};
+use super::packing::pack_panel;
+#[cfg(target_arch = "x86_64")]
+use super::packing::{LINE, pack_rows};
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 
@@ -48,12 +53,6 @@ const DEPTH: usize = 256;
 /// Tiles of A's rows that pass by a panel of B: they stay in the second-level cache.
 const TILES: usize = 8;
 
-/// Rows between the one that is packed and the one that is fetched: what memory takes to answer.
-const AHEAD: usize = 16;
-
-/// Floats of a cache line.
-const LINE: usize = 16;
-
 /// Rows of A from which on packing B pays where its rows are contiguous.
 const TALL: usize = 256;
 
@@ -86,55 +85,6 @@ pub fn with_packed<T: Real, R>(
         });
         f(Right::Packed(packed))
     })
-}
-
-/// Packs the first columns, at most `n`, of a matrix with steps `rs` and `cs`, into rows of `wide`.
-fn pack_panel<T: Real>((to, wide): (&mut [T], usize), n: usize, b: &[T], rs: usize, cs: usize) {
-    let n = n.min(wide);
-    if n < wide {
-        to.fill(T::ZERO);
-    }
-    if cs == 1 {
-        for (i, row) in to.chunks_exact_mut(wide).enumerate() {
-            fetch(b, (i + AHEAD) * rs);
-            copy_row(row, &b[i * rs..][..n]);
-        }
-        return;
-    }
-    // Sixteen terms at a time: they fill one cache line of each column.
-    for (i, rows) in to.chunks_mut(16 * wide).enumerate() {
-        for j in 0..n {
-            let column = &b[i * 16 * rs + j * cs..];
-            fetch(column, 32 * rs);
-            for (to, from) in rows[j..].iter_mut().step_by(wide).zip(column.iter().step_by(rs)) {
-                *to = *from;
-            }
-        }
-    }
-}
-
-/// Asks for the line of element `at`, which may lie past the end, to be fetched from memory.
-#[inline(always)]
-pub fn fetch<T>(x: &[T], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    gemm_tile::fetch(x.as_ptr().wrapping_add(at));
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, at);
-}
-
-/// Copies to the first elements of `to`, whole panels' rows without a call.
-#[inline(always)]
-pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
-    fn copy<T: Copy, const N: usize>(to: &mut [T], from: &[T]) {
-        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
-            *to = *from;
-        }
-    }
-    match from.len() {
-        16 => copy::<T, 16>(to, from),
-        32 => copy::<T, 32>(to, from),
-        n => to[..n].copy_from_slice(from),
-    }
 }
 
 /// The tiles of this module, where products of `T` run on them.
@@ -298,15 +248,20 @@ pub fn gemm_then<T: Real>(
     if let Some(tiles) = own_tiles::<T>() {
         let pointer = |x: &[T]| bytemuck::cast_slice::<T, f32>(x).as_ptr();
         let (alpha, then) = match then {
-            Then::Power { scale, less, totals: None } => {
-                (scale, gemm_tile::Then::Power { less: pointer(less) })
-            }
-            Then::Power { scale, less, totals: Some(totals) } => {
-                let totals = bytemuck::cast_slice_mut::<T, f32>(totals).as_mut_ptr();
-                (scale, gemm_tile::Then::PowerTotals { less: pointer(less), totals })
+            Then::Power { scale, less, totals } => {
+                let less = pointer(less);
+                let then = match totals {
+                    None => gemm_tile::Then::Power(Power { less, totals: ptr::null_mut() }),
+                    Some(totals) => {
+                        let totals = bytemuck::cast_slice_mut::<T, f32>(totals).as_mut_ptr();
+                        gemm_tile::Then::PowerTotals(Power { less, totals })
+                    }
+                };
+                (scale, then)
             }
             Then::Slope { less, factor } => {
-                (T::ONE, gemm_tile::Then::Slope { less: pointer(less), factor: pointer(factor) })
+                let (less, factor) = (pointer(less), pointer(factor));
+                (T::ONE, gemm_tile::Then::Slope(Slope { less, factor }))
             }
         };
         let scales = (alpha.wide() as f32, 0.0);
@@ -394,34 +349,6 @@ fn own_kernels(
             }
         }
     });
-}
-
-/// Packs `rows` rows, `depth` terms of each, of a matrix that lies along its rows, into tiles
-/// `[depth, tall]`.
-#[cfg(target_arch = "x86_64")]
-fn pack_rows((to, tall): (&mut [f32], usize), a: Mat<'_, f32>, dims: (usize, usize)) {
-    // Whole tiles' lines are moved without a call.
-    match tall {
-        6 => pack_tiles::<6>(to, a, dims),
-        _ => pack_tiles::<14>(to, a, dims),
-    }
-}
-
-/// [`pack_rows`] for tiles of `N` rows.
-#[cfg(target_arch = "x86_64")]
-fn pack_tiles<const N: usize>(to: &mut [f32], a: Mat<'_, f32>, (rows, depth): (usize, usize)) {
-    for (k, from) in a.data.chunks(a.cs).take(depth).enumerate() {
-        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + AHEAD) * a.cs + i));
-        let (whole, rest) = from[..rows].as_chunks::<N>();
-        for (i, from) in whole.iter().enumerate() {
-            if let Some(to) = to[(i * depth + k) * N..].first_chunk_mut() {
-                *to = *from;
-            }
-        }
-        if !rest.is_empty() {
-            to[(rows / N * depth + k) * N..][..rest.len()].copy_from_slice(rest);
-        }
-    }
 }
 
 /// The `gemm` crate's product, for slices that hold their matrices.

@@ -36,18 +36,32 @@ pub(super) struct Product {
     pub then: Then,
 }
 
-/// What becomes of the sums of a tile. All but the first want whole vectors of columns; element j of
-/// `less` belongs to C's column j.
+/// What becomes of the sums of a tile. All but the first want whole vectors of columns.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Then {
     /// C = alpha sum + beta C.
     Scale,
     /// C = 2^(alpha sum - less).
-    Power { less: *const f32 },
+    Power(Power<false>),
     /// As `Power`, and C's columns are added up, row by row, in `totals`.
-    PowerTotals { less: *const f32, totals: *mut f32 },
-    /// C = factor (sum - less), `factor` lying as C does.
-    Slope { less: *const f32, factor: *const f32 },
+    PowerTotals(Power<true>),
+    /// C = factor (sum - less).
+    Slope(Slope),
+}
+
+/// Of [`Then::Power`] and [`Then::PowerTotals`]; element j of both belongs to C's column j.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Power<const TOTALS: bool> {
+    pub less: *const f32,
+    /// Only where TOTALS.
+    pub totals: *mut f32,
+}
+
+/// Of [`Then::Slope`]; element j of `less` belongs to C's column j, `factor` lies as C does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slope {
+    pub less: *const f32,
+    pub factor: *const f32,
 }
 
 impl Then {
@@ -55,13 +69,9 @@ impl Then {
     pub(super) fn from(self, at: usize, j: usize) -> Self {
         match self {
             Self::Scale => Self::Scale,
-            Self::Power { less } => Self::Power { less: less.wrapping_add(j) },
-            Self::PowerTotals { less, totals } => {
-                Self::PowerTotals { less: less.wrapping_add(j), totals: totals.wrapping_add(j) }
-            }
-            Self::Slope { less, factor } => {
-                Self::Slope { less: less.wrapping_add(j), factor: factor.wrapping_add(at) }
-            }
+            Self::Power(power) => Self::Power(power.from(at, j)),
+            Self::PowerTotals(power) => Self::PowerTotals(power.from(at, j)),
+            Self::Slope(slope) => Self::Slope(slope.from(at, j)),
         }
     }
 }
@@ -153,35 +163,13 @@ trait Finish: Copy {
         mask: Option<S::Mask>,
     );
 
-    /// The same for the tile whose C lies `step` elements on, in the same columns.
-    fn down(self, _step: usize) -> Self {
-        self
-    }
+    /// The same for the part of C that begins `at` elements on, in column `j`.
+    fn from(self, at: usize, j: usize) -> Self;
 }
 
 /// [`Then::Scale`].
 #[derive(Clone, Copy)]
 struct Scale;
-
-/// [`Then::Power`].
-#[derive(Clone, Copy)]
-struct Power {
-    less: *const f32,
-}
-
-/// [`Then::PowerTotals`].
-#[derive(Clone, Copy)]
-struct PowerTotals {
-    less: *const f32,
-    totals: *mut f32,
-}
-
-/// [`Then::Slope`].
-#[derive(Clone, Copy)]
-struct Slope {
-    less: *const f32,
-    factor: *const f32,
-}
 
 impl Finish for Scale {
     const WHOLE: bool = false;
@@ -212,33 +200,13 @@ impl Finish for Scale {
             }
         }
     }
-}
-
-impl Finish for Power {
-    const WHOLE: bool = true;
     #[inline(always)]
-    unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
-        self,
-        p: &Product,
-        sums: &[[S::V; NV]; MR],
-        _mask: Option<S::Mask>,
-    ) {
-        // SAFETY: as for `tile`; `less` has an element for each column.
-        unsafe {
-            let alpha = S::splat(p.alpha);
-            for (i, row) in sums.iter().enumerate() {
-                for (v, &x) in row.iter().enumerate() {
-                    let at = v * S::LANES;
-                    let x =
-                        power::<S>(S::fma(alpha, x, S::sub(S::zero(), S::load(self.less.add(at)))));
-                    S::store(p.c.add(i * p.c_rs + at), x);
-                }
-            }
-        }
+    fn from(self, _at: usize, _j: usize) -> Self {
+        self
     }
 }
 
-impl Finish for PowerTotals {
+impl<const TOTALS: bool> Finish for Power<TOTALS> {
     const WHOLE: bool = true;
     #[inline(always)]
     unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
@@ -247,26 +215,35 @@ impl Finish for PowerTotals {
         sums: &[[S::V; NV]; MR],
         _mask: Option<S::Mask>,
     ) {
-        // SAFETY: as for `tile`; `less` and `totals` have an element for each column.
+        // SAFETY: as for `tile`; `less`, and `totals` where there are any, have an element for each
+        // column.
         unsafe {
             let alpha = S::splat(p.alpha);
             let mut totals = [S::zero(); NV];
-            for (v, total) in totals.iter_mut().enumerate() {
-                *total = S::load(self.totals.add(v * S::LANES));
+            if TOTALS {
+                for (v, total) in totals.iter_mut().enumerate() {
+                    *total = S::load(self.totals.add(v * S::LANES));
+                }
             }
             for (i, row) in sums.iter().enumerate() {
                 for (v, &x) in row.iter().enumerate() {
                     let at = v * S::LANES;
-                    let x =
-                        power::<S>(S::fma(alpha, x, S::sub(S::zero(), S::load(self.less.add(at)))));
+                    let minus = S::sub(S::zero(), S::load(self.less.add(at)));
+                    let x = power::<S>(S::fma(alpha, x, minus));
                     totals[v] = S::add(totals[v], x);
                     S::store(p.c.add(i * p.c_rs + at), x);
                 }
             }
-            for (v, &total) in totals.iter().enumerate() {
-                S::store(self.totals.add(v * S::LANES), total);
+            if TOTALS {
+                for (v, &total) in totals.iter().enumerate() {
+                    S::store(self.totals.add(v * S::LANES), total);
+                }
             }
         }
+    }
+    #[inline(always)]
+    fn from(self, _at: usize, j: usize) -> Self {
+        Self { less: self.less.wrapping_add(j), totals: self.totals.wrapping_add(j) }
     }
 }
 
@@ -291,8 +268,8 @@ impl Finish for Slope {
         }
     }
     #[inline(always)]
-    fn down(self, step: usize) -> Self {
-        Self { factor: self.factor.wrapping_add(step), ..self }
+    fn from(self, at: usize, j: usize) -> Self {
+        Self { less: self.less.wrapping_add(j), factor: self.factor.wrapping_add(at) }
     }
 }
 
@@ -333,7 +310,7 @@ macro_rules! tiles {
                             at.m -= $most;
                             at.a = at.a.wrapping_add(p.a_tile);
                             at.c = at.c.wrapping_add($most * p.c_rs);
-                            then = then.down($most * p.c_rs);
+                            then = then.from($most * p.c_rs, 0);
                         }
                         match (at.m, p.n > <$vectors>::LANES) {
                             $(
@@ -347,9 +324,9 @@ macro_rules! tiles {
             }
             match p.then {
                 Then::Scale => rows!(Scale),
-                Then::Power { less } => rows!(Power { less }),
-                Then::PowerTotals { less, totals } => rows!(PowerTotals { less, totals }),
-                Then::Slope { less, factor } => rows!(Slope { less, factor }),
+                Then::Power(power) => rows!(power),
+                Then::PowerTotals(power) => rows!(power),
+                Then::Slope(slope) => rows!(slope),
             }
         }
     };

@@ -8,6 +8,7 @@ pub mod gemm;
 mod gemm_tile;
 pub mod map;
 pub mod memory;
+pub mod packing;
 pub mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod vectors;

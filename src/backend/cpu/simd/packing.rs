@@ -1,0 +1,127 @@
+//! Copies of rows and of pieces of matrices, laid out as the tiles of a product read them.
+
+#[cfg(target_arch = "x86_64")]
+use super::gemm::Mat;
+#[cfg(target_arch = "x86_64")]
+use super::gemm_tile;
+use crate::backend::cpu::real::Real;
+
+/// Rows between the one that is copied and the one that is fetched: what memory takes to answer.
+const AHEAD: usize = 16;
+
+/// Floats of a cache line.
+#[cfg(target_arch = "x86_64")]
+pub(super) const LINE: usize = 16;
+
+/// Packs the first columns, at most `n`, of a matrix with steps `rs` and `cs`, into rows of `wide`.
+pub(super) fn pack_panel<T: Real>(
+    (to, wide): (&mut [T], usize),
+    n: usize,
+    b: &[T],
+    rs: usize,
+    cs: usize,
+) {
+    let n = n.min(wide);
+    if n < wide {
+        to.fill(T::ZERO);
+    }
+    if cs == 1 {
+        return copy_rows((to, wide), (b, rs), n);
+    }
+    // Sixteen terms at a time: they fill one cache line of each column.
+    for (i, rows) in to.chunks_mut(16 * wide).enumerate() {
+        for j in 0..n {
+            let column = &b[i * 16 * rs + j * cs..];
+            fetch(column, 32 * rs);
+            for (to, from) in rows[j..].iter_mut().step_by(wide).zip(column.iter().step_by(rs)) {
+                *to = *from;
+            }
+        }
+    }
+}
+
+/// Asks for the line of element `at`, which may lie past the end, to be fetched from memory.
+#[inline(always)]
+fn fetch<T>(x: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    gemm_tile::fetch(x.as_ptr().wrapping_add(at));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at);
+}
+
+/// Copies the first `n` elements of each row of `from` to the rows of `to`, as many as those are; rows are
+/// as far apart as the numbers beside them say. What is to come is fetched meanwhile: where rows are
+/// kilobytes apart, the processor sees no pattern.
+pub fn copy_rows<T: Copy>(
+    (to, to_step): (&mut [T], usize),
+    (from, from_step): (&[T], usize),
+    n: usize,
+) {
+    // Loops of their own, or the compiler makes one call for every length of it.
+    fn whole<T: Copy, const N: usize>(
+        (to, to_step): (&mut [T], usize),
+        (from, from_step): (&[T], usize),
+    ) {
+        for (i, to) in to.chunks_exact_mut(to_step).enumerate() {
+            fetch(from, (i + AHEAD) * from_step);
+            if let (Some(to), Some(from)) =
+                (to.first_chunk_mut::<N>(), from[i * from_step..].first_chunk())
+            {
+                *to = *from;
+            }
+        }
+    }
+    match n {
+        16 => whole::<T, 16>((to, to_step), (from, from_step)),
+        32 => whole::<T, 32>((to, to_step), (from, from_step)),
+        _ => {
+            for (i, to) in to.chunks_exact_mut(to_step).enumerate() {
+                fetch(from, (i + AHEAD) * from_step);
+                to[..n].copy_from_slice(&from[i * from_step..][..n]);
+            }
+        }
+    }
+}
+
+/// Copies to the first elements of `to`, whole panels' rows without a call.
+#[inline(always)]
+pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
+    fn copy<T: Copy, const N: usize>(to: &mut [T], from: &[T]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        16 => copy::<T, 16>(to, from),
+        32 => copy::<T, 32>(to, from),
+        n => to[..n].copy_from_slice(from),
+    }
+}
+
+/// Packs `rows` rows, `depth` terms of each, of a matrix that lies along its rows, into tiles
+/// `[depth, tall]`.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pack_rows((to, tall): (&mut [f32], usize), a: Mat<'_, f32>, dims: (usize, usize)) {
+    // Whole tiles' lines are moved without a call.
+    match tall {
+        6 => pack_tiles::<6>(to, a, dims),
+        _ => pack_tiles::<14>(to, a, dims),
+    }
+}
+
+/// [`pack_rows`] for tiles of `N` rows.
+#[cfg(target_arch = "x86_64")]
+fn pack_tiles<const N: usize>(to: &mut [f32], a: Mat<'_, f32>, (rows, depth): (usize, usize)) {
+    for (k, from) in a.data.chunks(a.cs).take(depth).enumerate() {
+        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + AHEAD) * a.cs + i));
+        let (whole, rest) = from[..rows].as_chunks::<N>();
+        for (i, from) in whole.iter().enumerate() {
+            if let Some(to) = to[(i * depth + k) * N..].first_chunk_mut() {
+                *to = *from;
+            }
+        }
+        if !rest.is_empty() {
+            to[(rows / N * depth + k) * N..][..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
