@@ -17,14 +17,17 @@ struct Epilogue {
     return 2 + ((flags & GEMM_BIAS) != 0) + ((flags & GEMM_DROPOUT) != 0) +
            ((flags & GEMM_RESIDUAL) != 0) + ((flags & GEMM_GELU_SLOPE) != 0);
   }
+  static DEVICE const int* state(const Gemm& p, const Operands& io) {
+    return input<int>(io, 2 + ((p.flags & GEMM_BIAS) != 0));
+  }
   static DEVICE Any sums(const Gemm& p, const Operands& io) {
     return any(io, int(inputs(p.flags)) + 1);
   }
 
+  // The mask's limits are worth a division in double precision: only where they are used.
   DEVICE Epilogue(const Gemm& p, const Operands& io)
-      : flags(p.flags), n(p.n) {
-    // The mask's limits are worth a division in double precision: only where they are used.
-    if (flags & GEMM_DROPOUT) mask = Mask(state(p, io), p.stream, p.probability);
+      : Epilogue(p, io, p.flags & GEMM_DROPOUT ? Mask(state(p, io), p.stream, p.probability) : Mask()) {}
+  DEVICE Epilogue(const Gemm& p, const Operands& io, const Mask& mask) : flags(p.flags), n(p.n), mask(mask) {
     int next = 2;
     bias = any(io, next);
     next += (flags & GEMM_BIAS) != 0;
@@ -65,7 +68,8 @@ struct Epilogue {
   }
 
   // Finishes and stores N neighbouring elements of one row, the bias added already; `first` is the index of the first of
-  // them in C. `count` of them exist. `packed`: whole packs may be moved.
+  // them in C. `count` of them exist. `packed`: whole packs may be moved; x is then what
+  // was stored.
   template <class T, int N>
   DEVICE void finish(size_t first, float (&x)[N], unsigned count, bool packed) const {
     if (packed && count == N) {
@@ -81,11 +85,22 @@ struct Epilogue {
     }
   }
 
- private:
-  static DEVICE const int* state(const Gemm& p, const Operands& io) {
-    return input<int>(io, 2 + ((p.flags & GEMM_BIAS) != 0));
+  // What lies beside N neighbouring elements of C, fetched while their sums are not yet known.
+  template <class T, int N> struct Beside { Pack<T, N> before, residual; };
+  template <class T, int N> DEVICE void fetch(size_t first, Beside<T, N>& to) const {
+    if (flags & GEMM_GELU_SLOPE)
+      to.before = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(before) + first);
+    if (flags & GEMM_RESIDUAL)
+      to.residual = *reinterpret_cast<const Pack<T, N>*>(static_cast<const T*>(residual) + first);
+  }
+  template <class T, int N>
+  DEVICE void finish(size_t first, float (&x)[N], const Beside<T, N>& beside) const {
+    whole<T, N>(
+        first, x, [&](float(&z)[N]) { load_pack(z, beside.before.at); },
+        [&](float(&r)[N]) { load_pack(r, beside.residual.at); });
   }
 
+ private:
   template <class T> DEVICE void one(size_t i, float x) const {
     if (flags & GEMM_GELU_SLOPE) x *= gelu_slope(value_of(static_cast<const T*>(before)[i]));
     if (flags & GEMM_GELU) {
@@ -98,9 +113,16 @@ struct Epilogue {
   }
 
   template <class T, int N> DEVICE void whole(size_t first, float (&x)[N]) const {
+    whole<T, N>(
+        first, x, [&](float(&z)[N]) { load_pack(z, static_cast<const T*>(before) + first); },
+        [&](float(&r)[N]) { load_pack(r, static_cast<const T*>(residual) + first); });
+  }
+
+  template <class T, int N, class Before, class Residual>
+  DEVICE void whole(size_t first, float (&x)[N], Before before_at, Residual residual_at) const {
     if (flags & GEMM_GELU_SLOPE) {
       float z[N];
-      load_pack(z, static_cast<const T*>(before) + first);
+      before_at(z);
       UNROLL for (int j = 0; j < N; ++j) x[j] *= gelu_slope(z[j]);
     }
     if (flags & GEMM_GELU) {
@@ -115,7 +137,7 @@ struct Epilogue {
     }
     if (flags & GEMM_RESIDUAL) {
       float r[N];
-      load_pack(r, static_cast<const T*>(residual) + first);
+      residual_at(r);
       UNROLL for (int j = 0; j < N; ++j) x[j] += r[j];
     }
     if (c.kind == KIND_F32) store(static_cast<float*>(c.base) + first, x);
@@ -128,7 +150,7 @@ struct Epilogue {
       float part[STEP];
       if (flags & GEMM_ACCUMULATE) load_pack(part, to + j);
       UNROLL for (int i = 0; i < STEP; ++i)
-        part[i] = flags & GEMM_ACCUMULATE ? part[i] + x[j + i] : x[j + i];
+        x[j + i] = part[i] = flags & GEMM_ACCUMULATE ? part[i] + x[j + i] : x[j + i];
       store_pack(to + j, part);
     }
   }

@@ -352,7 +352,7 @@ template <int THREADS> DEVICE float block_max(float x, float* memory) {
 
 // Philox 4x32-10 (Salmon et al. 2011), as src/ops/philox.rs: element i of stream s takes word i % 4
 // of the block with counter (i / 4, s, step low, step high) and key (seed low, seed high).
-struct Words { unsigned at[4]; };
+struct alignas(16) Words { unsigned at[4]; };
 DEVICE Words philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned k0, unsigned k1) {
   UNROLL for (int round = 0; round < 10; ++round) {
     unsigned h0 = multiply_high(c0, 0xD2511F53u), l0 = c0 * 0xD2511F53u;
@@ -372,9 +372,12 @@ struct Mask {
   unsigned key[2], step[2], stream, limit;
   float keep;
   DEVICE Mask() {}
-  DEVICE Mask(const int* state, unsigned stream, float probability) : stream(stream) {
+  DEVICE Mask(const int* state, unsigned stream, unsigned limit, float keep)
+      : stream(stream), limit(limit), keep(keep) {
     key[0] = unsigned(state[0]), key[1] = unsigned(state[1]);
     step[0] = unsigned(state[2]), step[1] = unsigned(state[3]);
+  }
+  DEVICE Mask(const int* state, unsigned stream, float probability) : Mask(state, stream, 0u, 0.0f) {
     double p = probability < 0.0f ? 0.0 : probability > 1.0f ? 1.0 : double(probability);
     double scaled = p * 4294967296.0;
     limit = scaled > 4294967295.0 ? 0xffffffffu : unsigned(scaled);

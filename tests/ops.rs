@@ -4,6 +4,8 @@
 mod cases;
 #[path = "cases/compare.rs"]
 mod compare;
+#[path = "cases/recorded.rs"]
+mod recorded;
 
 use std::sync::Arc;
 
@@ -137,5 +139,35 @@ fn tf32_products_match_f64() {
         let precisions = [(Types::Uniform(DType::F32), 1e-3)];
         let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
         check(&name, cases::table(), &device, &precisions, 5);
+    }
+}
+
+/// Ops that a card's recording takes together give what each of them gives alone, but for the order of
+/// sums.
+#[test]
+fn chains_match_their_ops() {
+    let mut rng = Rng::new(2026, 6);
+    for (name, card) in cards() {
+        let arch = card.arch().clone();
+        let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
+        for (rows, width) in [(1600, 128), (111, 96), (16, 32), (777, 256), (5, 64)] {
+            let case = recorded::between_attentions(rows, width);
+            let (values, dy) = draw(&case, &mut rng);
+            for types in [Types::Mixed(DType::Bf16), Types::Mixed(DType::F16)] {
+                let what = format!("{} in {} on {name}", case.name, types.name());
+                let alone = compare::run(&device, &case, &values, types, &dy).expect("runs");
+                let shape = [rows, 3 * width];
+                let recorded = recorded::run(&device, &case, &values, types, &dy, shape);
+                let (together, ops) = recorded.unwrap_or_else(|error| panic!("{what}: {error}"));
+                let chains = ops.iter().filter(|op| **op == "chain").count();
+                assert!(chains >= 2, "{what}: {ops:?}");
+                let off = distance(&together.output, &alone.output);
+                assert!(off < 2e-3, "{what}: output off by {off:.1e}");
+                for (i, (a, b)) in together.grads.iter().zip(&alone.grads).enumerate() {
+                    let off = distance(a, b);
+                    assert!(off < 4e-3, "{what}: gradient {i} off by {off:.1e}");
+                }
+            }
+        }
     }
 }

@@ -137,6 +137,21 @@ struct State {
     held: Region,
     step: Region,
     recording: bool,
+    /// What was given back and is not to be used again yet; None where everything is.
+    kept: Option<Vec<(u64, usize)>>,
+}
+
+impl State {
+    fn give(&mut self, address: u64, bytes: usize, step: bool) {
+        let region = if step { &mut self.step } else { &mut self.held };
+        let owner = region
+            .chunks
+            .iter_mut()
+            .find(|chunk| (chunk.base..chunk.base + chunk.capacity as u64).contains(&address));
+        if let Some(chunk) = owner {
+            chunk.give(address, bytes);
+        }
+    }
 }
 
 /// Deterministic allocator of device addresses.
@@ -245,12 +260,23 @@ impl Arena {
         let mut state = self.state();
         let region = if step { &mut state.step } else { &mut state.held };
         region.used -= bytes as u64;
-        let owner = region
-            .chunks
-            .iter_mut()
-            .find(|chunk| (chunk.base..chunk.base + chunk.capacity as u64).contains(&address));
-        if let Some(chunk) = owner {
-            chunk.give(address, bytes);
+        match &mut state.kept {
+            Some(kept) if step => kept.push((address, bytes)),
+            _ => state.give(address, bytes, step),
+        }
+    }
+
+    /// From here on, or until here, what a step gives back is not used again: ops may then be moved
+    /// past each other.
+    pub fn hold_back(&self, on: bool) {
+        let mut state = self.state();
+        let kept =
+            if on && state.recording { state.kept.take().or(Some(Vec::new())) } else { None };
+        let before = std::mem::replace(&mut state.kept, kept);
+        if state.kept.is_none() {
+            for (address, bytes) in before.unwrap_or_default() {
+                state.give(address, bytes, true);
+            }
         }
     }
 
@@ -300,6 +326,9 @@ impl Arena {
     pub fn end_step(&self) -> Result<()> {
         let mut state = self.state();
         state.recording = false;
+        for (address, bytes) in state.kept.take().unwrap_or_default() {
+            state.give(address, bytes, true);
+        }
         if state.step.used != 0 {
             let problem = format!(
                 "{} bytes allocated inside the recorded step outlived it; allocate results before \

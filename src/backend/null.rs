@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::gpu::chain;
 use super::{Arch, Arena, Backend, Io, Mem, MemoryUse, Op, Replay, Route};
 use crate::tensor::View;
 use crate::{Error, Result};
@@ -67,6 +68,9 @@ impl Backend for Null {
     }
 
     fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
+        if let Some(holds) = chain::holds_back(op.as_ref(), io, &self.arch) {
+            self.arena.hold_back(holds);
+        }
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
         let route = op.plan(&self.arch, float.map_or(crate::DType::F32, |view| view.dtype));
         if let Route::Kernel(plan) = &route

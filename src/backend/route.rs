@@ -163,6 +163,11 @@ pub struct Wishes {
 }
 
 impl Wishes {
+    /// Products are to be the vendor's.
+    pub fn wants_vendor(self) -> bool {
+        self.gemm == Gemm::Vendor
+    }
+
     fn of(self, kind: &str) -> Option<Choice> {
         let bit = 1 << KINDS.iter().position(|&(name, _)| name == kind)?;
         match (self.host & bit != 0, self.device & bit != 0) {

@@ -16,8 +16,8 @@ use crate::tape::{Tape, Var};
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct LayerNorm {
-    rows: u32,
-    cols: u32,
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
     epsilon: f32,
 }
 
@@ -82,8 +82,8 @@ impl HostKernel for LayerNorm {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct LayerNormBackward {
-    rows: u32,
-    cols: u32,
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
     accumulate: u32,
 }
 

@@ -18,7 +18,7 @@ pub struct Outcome {
 }
 
 /// A tensor of `values` in `dtype`; rounded on the host, whatever the backend.
-fn upload(params: &Params, shape: &[usize], values: &[f64], dtype: DType) -> Result<Tensor> {
+pub fn upload(params: &Params, shape: &[usize], values: &[f64], dtype: DType) -> Result<Tensor> {
     let backend = params.backend();
     match dtype {
         DType::F64 => backend.tensor(shape, values, "operand"),
@@ -34,7 +34,7 @@ fn each<T>(values: &[f64], f: impl Fn(f64) -> T) -> Vec<T> {
 }
 
 /// The numbers of a tensor.
-fn wide(params: &Params, x: &Tensor) -> Result<Vec<f64>> {
+pub fn wide(params: &Params, x: &Tensor) -> Result<Vec<f64>> {
     let backend = params.backend();
     match x.dtype() {
         DType::F64 => backend.read::<f64>(x),
@@ -93,22 +93,20 @@ impl Types {
 
 /// Fills memory that later allocations will get with NaN, so that an op that reads what it should
 /// have written, or leaves something unwritten, shows.
-fn poison(params: &Params) -> Result<()> {
+pub fn poison(params: &Params) -> Result<()> {
     let backend = params.backend();
     drop(backend.tensor([1 << 19], &vec![f32::NAN; 1 << 19], "poison")?);
     Ok(())
 }
 
-/// The case's result and gradients for these operands and this gradient of the result.
-pub fn run(
+/// The case's operands on a backend, and the gradients of those that have one.
+pub fn operands(
     params: &Params,
     case: &Case,
     values: &[Vec<f64>],
     types: Types,
-    dy: &[f64],
-) -> Result<Outcome> {
+) -> Result<(Vec<Tensor>, Vec<Var>)> {
     let (mut leaves, mut vars) = (Vec::new(), Vec::new());
-    let rng = params.backend().tensor([4], &philox::state(11, 5), "rng")?;
     for ((shape, draw), values) in case.operands.iter().zip(values) {
         let tensor = upload(params, shape, values, types.of(*draw))?;
         if !draw.differentiated() {
@@ -120,6 +118,19 @@ pub fn run(
         leaves.push(grad.clone());
         vars.push(Var::leaf(tensor, grad));
     }
+    Ok((leaves, vars))
+}
+
+/// The case's result and gradients for these operands and this gradient of the result.
+pub fn run(
+    params: &Params,
+    case: &Case,
+    values: &[Vec<f64>],
+    types: Types,
+    dy: &[f64],
+) -> Result<Outcome> {
+    let rng = params.backend().tensor([4], &philox::state(11, 5), "rng")?;
+    let (leaves, vars) = operands(params, case, values, types)?;
     poison(params)?;
     let tape = if case.training { Tape::training(params, Some(rng)) } else { Tape::frozen(params) };
     let output = (case.run)(&tape, &vars)?;

@@ -2,16 +2,18 @@
 
 use std::fmt::Debug;
 
+use bytemuck::{Pod, Zeroable};
+
 use super::blas::Product;
-use crate::backend::{Arch, Map, Stage};
-use crate::{DType, Result};
+use crate::backend::{Arch, Io, Map, Stage};
+use crate::{DType, Error, Result};
 
 /// Most operands of a kernel; `MAX_AT` of `kernels/params.h`.
 pub const MAX_AT: usize = 12;
 
 /// Argument 1 of every kernel, as `kernels/portable.h` declares it.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Operands {
     /// Addresses of the inputs, then of the outputs.
     pub at: [u64; MAX_AT],
@@ -21,6 +23,41 @@ pub struct Operands {
     pub kinds: u32,
     /// Number of operands.
     pub count: u32,
+}
+
+/// A float operand's tag in [`Operands::kinds`]; None for a type no kernel takes.
+fn kind(dtype: DType) -> Option<u32> {
+    match dtype {
+        DType::F32 => Some(0),
+        DType::Bf16 => Some(1),
+        DType::F16 => Some(2),
+        DType::I32 => Some(3),
+        DType::F64 => None,
+    }
+}
+
+impl Operands {
+    /// Operands of the op of that name, with no workspace.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more than a kernel has, or of a type that no kernel takes.
+    pub fn of(op: &'static str, io: Io<'_>) -> Result<Self> {
+        let count = io.inputs.len() + io.outputs.len();
+        if count > MAX_AT {
+            return Err(Error::shape(op, format!("{count} operands")));
+        }
+        let mut operands = Self { at: [0; MAX_AT], workspace: 0, kinds: 0, count: count as u32 };
+        for (i, view) in io.inputs.iter().chain(io.outputs).enumerate() {
+            let Some(kind) = kind(view.dtype) else {
+                let problem =
+                    format!("operand {i} is {}: cards have no such kernels", view.dtype.name());
+                return Err(Error::shape(op, problem));
+            };
+            operands.at[i] = view.address;
+            operands.kinds |= kind << (2 * i);
+        }
+        Ok(operands)
+    }
 }
 
 /// One kernel launch, ready to be enqueued.

@@ -2,8 +2,8 @@
 //!
 //! A step is a list of ops in an order that is always right. Most of a backward pass is one chain,
 //! each op reading what the one before wrote; the gradients of weights hang beside it, and nothing
-//! asks for them before the update. They go to a second lane, so that small kernels, which leave most of
-//! a card idle, overlap. Whatever touches the same bytes, one of them writing, keeps its order, memory
+//! asks for them before the update. They go to other lanes in turn, so that small kernels, which leave
+//! most of a card idle, overlap. Whatever touches the same bytes, one of them writing, keeps its order, memory
 //! that is used again included; so results are those of one lane, bit for bit.
 
 use super::host::{Span, meet};
@@ -21,7 +21,7 @@ pub struct Touched {
 
 impl Touched {
     /// True where the two must keep their order.
-    fn conflicts(&self, other: &Self) -> bool {
+    pub(super) fn conflicts(&self, other: &Self) -> bool {
         let any = |a: &[Span], b: &[Span]| a.iter().any(|&a| b.iter().any(|&b| meet(a, b)));
         any(&self.writes, &other.writes)
             || any(&self.writes, &other.reads)
@@ -30,30 +30,35 @@ impl Touched {
 }
 
 /// Where an op goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// 0: the chain; 1: beside it.
+    /// 0: the chain; others: beside it.
     pub lane: usize,
-    /// The op of the other lane that has to end first, if one does that was not waited for before.
-    pub after: Option<usize>,
+    /// The ops of other lanes that have to end first, at most one a lane, where they were not waited for
+    /// before.
+    pub after: Vec<usize>,
 }
 
-/// Lane and waits of every op of a list. An op goes beside the chain where the next op does not need
-/// it to have ended.
-pub fn schedule(ops: &[Touched]) -> Vec<Place> {
+/// Lane, of so many, and waits of every op of a list. An op goes beside the chain where the next op does
+/// not need it to have ended.
+pub fn schedule(ops: &[Touched], count: usize) -> Vec<Place> {
     let beside = |i: usize| {
         !ops[i].first_lane && ops.get(i + 1).is_some_and(|next| !next.conflicts(&ops[i]))
     };
-    let lanes: Vec<usize> = (0..ops.len()).map(|i| usize::from(beside(i))).collect();
-    // The last op of the other lane that each lane has waited for, counted from 1.
-    let mut seen = [0; 2];
+    let mut turns = (1..count.max(2)).cycle();
+    let mut lane_of = |i: usize| if beside(i) { turns.next().unwrap_or(1) } else { 0 };
+    let lanes: Vec<usize> = (0..ops.len()).map(&mut lane_of).collect();
+    // The last op of each other lane that each lane has waited for, counted from 1.
+    let mut seen = vec![vec![0; count.max(2)]; count.max(2)];
     let place = |i: usize| {
         let lane = lanes[i];
-        let other = |&j: &usize| lanes[j] != lane && ops[j].conflicts(&ops[i]);
-        let after = (seen[lane]..i).rev().find(other);
-        if let Some(j) = after {
-            seen[lane] = j + 1;
-        }
+        let wait = |other: usize| {
+            let conflict = |&j: &usize| lanes[j] == other && ops[j].conflicts(&ops[i]);
+            let after = (seen[lane][other]..i).rev().find(conflict)?;
+            seen[lane][other] = after + 1;
+            Some(after)
+        };
+        let after = (0..count.max(2)).filter(|&other| other != lane).filter_map(wait).collect();
         Place { lane, after }
     };
     (0..ops.len()).map(place).collect()
@@ -74,40 +79,40 @@ mod tests {
         // y gradient 1, x 2, w 3: w's gradient 4, x's gradient 5, of it 6; the update reads 4.
         let ops =
             [op(&[0], &[1]), op(&[1, 2], &[4]), op(&[1, 3], &[5]), op(&[5], &[6]), op(&[4], &[3])];
-        let places = schedule(&ops);
+        let places = schedule(&ops, 2);
         let lanes: Vec<usize> = places.iter().map(|place| place.lane).collect();
         assert_eq!(lanes, [0, 1, 0, 1, 0]);
-        assert_eq!(places[1].after, Some(0));
-        assert_eq!(places[2].after, None);
+        assert_eq!(places[1].after, [0]);
+        assert!(places[2].after.is_empty());
         // 3 reads what 2 wrote; 4 writes what 2 read and reads what 1 wrote.
-        assert_eq!(places[3].after, Some(2));
-        assert_eq!(places[4].after, Some(1));
+        assert_eq!(places[3].after, [2]);
+        assert_eq!(places[4].after, [1]);
     }
 
     #[test]
     fn what_must_stay_stays() {
         let mut ops = [op(&[0], &[1]), op(&[2], &[3])];
-        assert_eq!(schedule(&ops)[0].lane, 1);
+        assert_eq!(schedule(&ops, 2)[0].lane, 1);
         ops[0].first_lane = true;
-        assert_eq!(schedule(&ops)[0].lane, 0);
+        assert_eq!(schedule(&ops, 2)[0].lane, 0);
     }
 
     /// Every pair that must keep its order does, by lane or by a chain of waits.
     #[test]
     fn every_conflict_is_ordered() {
         let mut rng = Rng::new(7, 0);
-        for _ in 0..200 {
+        for round in 0..200 {
             let mut few = |n: usize| -> Vec<u64> {
                 (0..1 + rng.below(n)).map(|_| rng.below(12) as u64).collect()
             };
             let ops: Vec<Touched> = (0..40).map(|_| op(&few(3), &few(2))).collect();
-            let places = schedule(&ops);
+            let places = schedule(&ops, 2 + round % 4);
             // What has ended before each op begins.
             let mut before: Vec<Vec<bool>> = Vec::new();
             for (i, place) in places.iter().enumerate() {
                 let mut ended = vec![false; ops.len()];
                 let same = (0..i).rev().find(|&j| places[j].lane == place.lane);
-                for j in same.into_iter().chain(place.after) {
+                for j in same.into_iter().chain(place.after.iter().copied()) {
                     ended[j] = true;
                     (0..j).for_each(|k| ended[k] |= before[j][k]);
                 }

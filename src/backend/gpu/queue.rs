@@ -5,12 +5,13 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::blas::Product;
-use super::driver::{Driver, Launch, MAX_AT, Mapped, Operands};
+use super::chain::{self, Link};
+use super::driver::{Driver, Launch, Mapped, Operands};
 use super::host::{Host, HostWork, Reads, Span, last_writer, span};
 use super::lanes::{Touched, schedule};
 use crate::backend::null::check_copy;
 use crate::backend::{
-    Arch, Arena, Backend, Io, Later, Map, Mem, MemoryUse, Op, Plan, Replay, Route, Timed,
+    Arch, Arena, Backend, Io, Later, Map, Mem, MemoryUse, Op, Plan, Replay, Route, Stage, Timed,
 };
 use crate::ops::gemm::Gemm;
 use crate::tensor::View;
@@ -23,6 +24,8 @@ struct Work<F> {
     scope: String,
     kind: Kind<F>,
     touched: Touched,
+    /// The op as a part of a chain, where it can be one.
+    link: Option<Link>,
 }
 
 #[derive(Debug)]
@@ -73,19 +76,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A float operand's tag in [`Operands::kinds`]; None for a type no kernel takes.
-fn kind(dtype: DType) -> Option<u32> {
-    match dtype {
-        DType::F32 => Some(0),
-        DType::Bf16 => Some(1),
-        DType::F16 => Some(2),
-        DType::I32 => Some(3),
-        DType::F64 => None,
-    }
-}
-
 /// A parameter struct's bytes in whole words.
-fn words(params: &[u8]) -> Box<[u64]> {
+pub(super) fn words(params: &[u8]) -> Box<[u64]> {
     let mut words = vec![0u64; params.len().div_ceil(8)];
     bytemuck::cast_slice_mut(&mut words)[..params.len()].copy_from_slice(params);
     words.into()
@@ -150,6 +142,7 @@ impl<D: Driver> Gpu<D> {
 
     fn prepare(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<Work<D::Function>> {
         let name = op.name();
+        let link = Link::of(op.as_ref(), io, &self.arch);
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
         let route = op.plan(&self.arch, float.map_or(DType::F32, |view| view.dtype));
         let mut touched = Touched {
@@ -175,31 +168,17 @@ impl<D: Driver> Gpu<D> {
             }
             Route::Host => Kind::Host(self.host.work(op, io)?),
         };
-        Ok(Work { name, scope: lock(&self.scope).clone(), kind, touched })
+        Ok(Work { name, scope: lock(&self.scope).clone(), kind, touched, link })
     }
 
     fn launches(&self, op: &dyn Op, plan: &Plan, io: Io<'_>) -> Result<Vec<Launch<D::Function>>> {
-        let count = io.inputs.len() + io.outputs.len();
-        if count > MAX_AT {
-            return Err(Error::shape(op.name(), format!("{count} operands")));
-        }
-        let mut operands =
-            Operands { at: [0; MAX_AT], workspace: 0, kinds: 0, count: count as u32 };
-        for (i, view) in io.inputs.iter().chain(io.outputs).enumerate() {
-            let Some(kind) = kind(view.dtype) else {
-                let problem =
-                    format!("operand {i} is {}: cards have no such kernels", view.dtype.name());
-                return Err(Error::shape(op.name(), problem));
-            };
-            operands.at[i] = view.address;
-            operands.kinds |= kind << (2 * i);
-        }
+        let mut operands = Operands::of(op.name(), io)?;
         if plan.workspace > 0 {
             // Given back at once: the queue runs in order, so later work may use the same bytes.
             let what = format_args!("workspace of {}", op.name());
             operands.workspace = self.alloc(plan.workspace, &what)?.address();
         }
-        let launch = |stage: &crate::backend::Stage| {
+        let launch = |stage: &Stage| {
             let function = self.function(&stage.kernel, stage.shared)?;
             let maps = stage.maps.iter().map(|&map| mapped(map, io)).collect();
             let (stage, params) = (stage.clone(), words(op.params()));
@@ -289,10 +268,40 @@ impl<D: Driver> Gpu<D> {
         Ok(())
     }
 
+    /// The ops with those that make a chain as one.
+    fn chained(&self, ops: Vec<Work<D::Function>>) -> Result<Vec<Work<D::Function>>> {
+        let touched: Vec<Touched> = ops.iter().map(|work| work.touched.clone()).collect();
+        let links: Vec<Option<Link>> = ops.iter().map(|work| work.link.clone()).collect();
+        let groups = chain::groups(&links, &touched, &self.arch);
+        let mut ops: Vec<Option<Work<D::Function>>> = ops.into_iter().map(Some).collect();
+        let mut take = |group: chain::Group| -> Result<Vec<Work<D::Function>>> {
+            let parts = group.ops.iter().filter_map(|&at| ops[at].take()).collect::<Vec<_>>();
+            if parts.len() < 2 {
+                return Ok(parts);
+            }
+            let function = |stage: &Stage| self.function(&stage.kernel, stage.shared);
+            let Some(launch) = group.launch(function)? else { return Ok(parts) };
+            let scope = parts[0].scope.clone();
+            let all = |of: fn(&Touched) -> &[Span]| {
+                parts.iter().flat_map(|work| of(&work.touched).iter().copied()).collect()
+            };
+            let touched =
+                Touched { reads: all(|t| &t.reads), writes: all(|t| &t.writes), first_lane: false };
+            let kind = Kind::Kernels(vec![launch]);
+            Ok(vec![Work { name: "chain", scope, kind, touched, link: None }])
+        };
+        let mut all = Vec::new();
+        for group in groups {
+            all.extend(take(group)?);
+        }
+        Ok(all)
+    }
+
     fn captured(&self, ops: Vec<Work<D::Function>>) -> Result<Option<Segment<D>>> {
         if ops.is_empty() {
             return Ok(None);
         }
+        let ops = self.chained(ops)?;
         let mut graph = None;
         if self.driver.begin_capture()? {
             let enqueued = self.execute_in_lanes(&ops);
@@ -321,22 +330,21 @@ impl<D: Driver> Gpu<D> {
             return ops.iter().try_for_each(|work| self.execute(work));
         }
         let touched: Vec<Touched> = ops.iter().map(|work| work.touched.clone()).collect();
-        let places = schedule(&touched);
-        let awaited: HashSet<usize> = places.iter().filter_map(|place| place.after).collect();
+        let places = schedule(&touched, self.driver.lanes());
+        let awaited: HashSet<usize> = places.iter().flat_map(|p| p.after.iter().copied()).collect();
         let start = self.driver.stamp()?;
         let mut marks: HashMap<usize, D::Event> = HashMap::new();
         let mut lane = 0;
-        let mut joined = true;
+        let mut begun = vec![false; self.driver.lanes()];
         for (i, (work, place)) in ops.iter().zip(&places).enumerate() {
             if place.lane != lane {
                 lane = place.lane;
                 self.driver.choose_lane(lane)?;
             }
-            if lane == 1 && joined {
+            if lane > 0 && !std::mem::replace(&mut begun[lane], true) {
                 self.driver.wait_for(&start)?;
-                joined = false;
             }
-            if let Some(mark) = place.after.and_then(|j| marks.get(&j)) {
+            for mark in place.after.iter().filter_map(|j| marks.get(j)) {
                 self.driver.wait_for(mark)?;
             }
             self.execute(work)?;
@@ -344,15 +352,13 @@ impl<D: Driver> Gpu<D> {
                 marks.insert(i, self.driver.stamp()?);
             }
         }
-        let last = match joined {
-            true => None,
-            false => {
-                self.driver.choose_lane(1)?;
-                Some(self.driver.stamp()?)
-            }
-        };
+        let ends = (1..begun.len()).filter(|&lane| begun[lane]).map(|lane| {
+            self.driver.choose_lane(lane)?;
+            self.driver.stamp()
+        });
+        let ends: Vec<D::Event> = ends.collect::<Result<_>>()?;
         self.driver.choose_lane(0)?;
-        last.map_or(Ok(()), |last| self.driver.wait_for(&last))
+        ends.iter().try_for_each(|end| self.driver.wait_for(end))
     }
 }
 
@@ -386,6 +392,9 @@ impl<D: Driver> Backend for Gpu<D> {
     }
 
     fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
+        if let Some(holds) = chain::holds_back(op.as_ref(), io, &self.arch) {
+            self.arena.hold_back(holds);
+        }
         let work = self.prepare(op, io)?;
         if let Some(noted) = lock(&self.noted).as_mut() {
             noted.push(work);

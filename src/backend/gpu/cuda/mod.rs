@@ -11,8 +11,8 @@ mod function;
 mod library;
 
 use std::ffi::{CString, c_int, c_void};
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublas::{result as cublas, sys as blas_sys};
@@ -34,6 +34,8 @@ use crate::{Error, Result};
 const STAGING: usize = 16 << 20;
 /// Pinned buffers in turn: the host fills one while the card reads another.
 const STAGINGS: usize = 3;
+/// Queues a recorded step may spread over.
+const LANES: usize = 4;
 /// Least bytes of a slot of [`Driver::begin_read`].
 const READ: usize = 256;
 
@@ -43,8 +45,8 @@ struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// The second lane of recordings; None where the stream is not the engine's own.
-    beside: Option<sys::CUstream>,
+    /// The other lanes of recordings; none where the stream is not the engine's own.
+    beside: Vec<sys::CUstream>,
 }
 
 // SAFETY: CUDA handles may be used from any thread whose current context is theirs; every use
@@ -63,10 +65,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if let Some(beside) = self.beside
-            && self.enter().is_ok()
-        {
-            for stream in [self.stream, beside] {
+        if !self.beside.is_empty() && self.enter().is_ok() {
+            for &stream in std::iter::once(&self.stream).chain(&self.beside) {
                 // SAFETY: made in `Cuda::open_on`; nothing that uses them outlives this.
                 let _ = unsafe { result::stream::destroy(stream) };
             }
@@ -128,8 +128,8 @@ pub struct Cuda {
     /// Kernels may start while their predecessor runs: all of them wait for it themselves.
     starts_early: bool,
     lanes: usize,
-    /// The second lane is chosen. One caller at a time enqueues, by `Gpu`.
-    beside: AtomicBool,
+    /// The lane that is chosen. One caller at a time enqueues, by `Gpu`.
+    lane: AtomicUsize,
     /// The chosen lane waits for another: its next kernel starts when both have ended.
     has_waited: AtomicBool,
     modules: Vec<Module>,
@@ -176,10 +176,15 @@ impl Cuda {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(card)?;
         // SAFETY: just retained.
         unsafe { result::ctx::set_current(context) }.map_err(card)?;
-        let own = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        // What waits for nothing must not keep the chain of a step from a multiprocessor.
+        let (low, high) = priorities().map_err(card)?;
         let (stream, beside) = match stream {
-            Some(address) => (std::ptr::with_exposed_provenance_mut(address), None),
-            None => (own().map_err(card)?, Some(own().map_err(card)?)),
+            Some(address) => (std::ptr::with_exposed_provenance_mut(address), Vec::new()),
+            None => {
+                let beside =
+                    (1..LANES).map(|_| stream_of(low)).collect::<std::result::Result<_, _>>();
+                (stream_of(high).map_err(card)?, beside.map_err(card)?)
+            }
         };
         let inner = Arc::new(Context { device, context, stream, beside });
         let (mut arch, own) = arch_of(device, sm)?;
@@ -197,9 +202,9 @@ impl Cuda {
                 && std::env::var("ENGINE_CUDA_EARLY").as_deref() != Ok("0"),
             lanes: match std::env::var("ENGINE_CUDA_LANES").as_deref() {
                 Ok("1") => 1,
-                _ => 1 + usize::from(inner.beside.is_some()),
+                _ => 1 + inner.beside.len(),
             },
-            beside: AtomicBool::new(false),
+            lane: AtomicUsize::new(0),
             has_waited: AtomicBool::new(false),
             inner,
             arch,
@@ -221,8 +226,8 @@ impl Cuda {
 
     /// The queue that kernels go to.
     fn lane(&self) -> sys::CUstream {
-        let beside = self.inner.beside.filter(|_| self.beside.load(Relaxed));
-        beside.unwrap_or(self.inner.stream)
+        let beside = self.lane.load(Relaxed).checked_sub(1).and_then(|i| self.inner.beside.get(i));
+        beside.copied().unwrap_or(self.inner.stream)
     }
 
     /// Version of cuBLAS, where it is there.
@@ -234,6 +239,23 @@ impl Cuda {
         let known = status == blas_sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
         known.then(|| format!("{}.{}.{}", version / 10000, version / 100 % 100, version % 100))
     }
+}
+
+/// The least and the greatest priority of a stream.
+fn priorities() -> std::result::Result<(c_int, c_int), DriverError> {
+    let (mut low, mut high) = (0, 0);
+    // SAFETY: writes two integers.
+    unsafe { sys::cuCtxGetStreamPriorityRange(&mut low, &mut high) }.result()?;
+    Ok((low, high))
+}
+
+/// A stream that does not wait for the default one.
+fn stream_of(priority: c_int) -> std::result::Result<sys::CUstream, DriverError> {
+    let mut stream = std::ptr::null_mut();
+    let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+    // SAFETY: writes one handle, in the current context.
+    unsafe { sys::cuStreamCreateWithPriority(&mut stream, flags, priority) }.result()?;
+    Ok(stream)
 }
 
 fn load_modules(card: Machine) -> Result<Vec<Module>> {
@@ -535,7 +557,7 @@ impl Driver for Cuda {
     }
 
     fn choose_lane(&self, lane: usize) -> Result<()> {
-        self.beside.store(lane == 1, Relaxed);
+        self.lane.store(lane, Relaxed);
         Ok(())
     }
 
