@@ -14,8 +14,10 @@ use engine::config::Gemm;
 use engine::data::rng::Rng;
 use engine::model::{EegFormerConfig, ModelConfig};
 use engine::nn::params::{Builder, Params};
+use engine::ops::elementwise::Axpy;
 use engine::ops::gemm::{After, linear};
 use engine::ops::loss::Pointwise;
+use engine::ops::optimizer::{AdamW, BLOCK, CONTROL, GradNorm, HYPER};
 use engine::ops::{attention, layernorm, philox, spectral};
 use engine::optim::{Control, Rates, Rule};
 use engine::train::step::{Objective, Step, StepSpec};
@@ -265,15 +267,74 @@ fn products(wanted: &str) {
     }
 }
 
+/// The update of so many parameters, alone and with the gradients' norm and clipping before it.
+fn updates(wanted: &str) {
+    for n in [1_200_000, 9_500_000, 134_000_000] {
+        let n = (n as usize).next_multiple_of(BLOCK);
+        for clips in [false, true] {
+            let name = format!("adamw/{n}/{}", if clips { "with clip" } else { "update" });
+            if !name.contains(wanted) {
+                continue;
+            }
+            let gpu = card(Gemm::Auto);
+            let backend: &dyn Backend = gpu.as_ref();
+            let vector = |seed| random(&gpu, &[n], DType::F32, seed);
+            let (grads, params, first, second) = (vector(1), vector(2), vector(3), vector(4));
+            let small =
+                |values: &[f32]| backend.tensor([values.len()], values, "table").expect("fits");
+            let groups =
+                backend.tensor([n / BLOCK], &vec![0i32; n / BLOCK], "groups").expect("fits");
+            let hyper = small(&[1e-3, 0.01, 1.0][..HYPER]);
+            let control = small(&[1.0, 1.0, 0.0, 0.5, 0.5][..CONTROL]);
+            let norm = small(&[1.0, 1.0]);
+            let update = AdamW { n: n as u32, pad: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+            let (tables, outputs) =
+                ([&grads, &groups, &hyper, &control], [&params, &first, &second]);
+            let replay = gpu
+                .record(&mut || {
+                    (0..5).try_for_each(|_| {
+                        if clips {
+                            backend.launch(GradNorm { n: n as u32 }, &tables, &[&norm])?;
+                        }
+                        let inputs = [&grads, &groups, &hyper, &control, &norm];
+                        backend.launch(update, &inputs, &outputs)
+                    })
+                })
+                .expect("records")
+                .expect("a graph");
+            let ms = median(&gpu, 11, 1, || gpu.replay(&replay).expect("runs")) / 5.0;
+            println!("{{\"row\": \"{name}\", \"ms\": {ms:.5}}}");
+        }
+    }
+}
+
+/// What the card can do at most: bytes copied, counted in both directions.
+fn ceilings(wanted: &str) {
+    let name = "ceiling/copy 2x256MiB";
+    if !name.contains(wanted) {
+        return;
+    }
+    let gpu = card(Gemm::Auto);
+    let n = 64 << 20;
+    let (from, to) = (random(&gpu, &[n], DType::F32, 1), random(&gpu, &[n], DType::F32, 2));
+    let backend: &dyn Backend = gpu.as_ref();
+    let ms = median(&gpu, 11, 10, || {
+        backend.launch(Axpy::scaling(n, 1.0), &[&from], &[&to]).expect("runs");
+    });
+    println!("{{\"row\": \"{name}\", \"ms\": {ms:.5}}}");
+}
+
 fn main() {
     if !cuda::driver_is_present() {
         println!("skipped: no NVIDIA driver");
         return;
     }
     let wanted = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
+    ceilings(&wanted);
     products(&wanted);
     attentions(&wanted);
     norms(&wanted);
     spectra(&wanted);
+    updates(&wanted);
     steps(&wanted);
 }

@@ -39,6 +39,8 @@ const MAY_SPILL: &[(&str, &str, &str)] = &[
     ("gemm_nn_128_f16", "sm_86", MORE_BLOCKS),
     ("gemm_nn_128_f16", "sm_89", MORE_BLOCKS),
     ("gemm_nn_64_bf16", "sm_120", MORE_BLOCKS),
+    ("gemm_nn_32_bf16", "sm_120", MORE_BLOCKS),
+    ("gemm_nn_32_f16", "sm_120", MORE_BLOCKS),
     ("gemm_nt_64_bf16", "sm_120", MORE_BLOCKS),
     ("gemm_nt_32_bf16", "sm_120", MORE_BLOCKS),
     ("gemm_nt_32_f16", "sm_120", MORE_BLOCKS),

@@ -58,7 +58,9 @@ impl Gemm {
     /// Tiles of 128 x 128 where they fill the card, else of 64 x 64, of 64 x 32 where those are few.
     fn copied(&self, arch: &Arch, kernel: &str, dtype: &str) -> Plan {
         let tiles = |tile: u32| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
-        let long = self.k >= LONG_K && self.batch == 1;
+        let small = self.m.div_ceil(64) * self.n.div_ceil(32);
+        // Sums that are worth splitting: putting them together is a kernel more, and passes over C in f32.
+        let long = self.k >= LONG_K && self.batch == 1 && (self.k > WHOLE_K || small < arch.units);
         let wide = self.m > 64 && self.n > 64;
         if arch.machine == HOPPER && wide && (2 * tiles(128) >= arch.units || long) {
             let (kernel, blocks) = (format!("{kernel}_wgmma_{dtype}"), tiles(128) / self.batch);
@@ -69,7 +71,7 @@ impl Gemm {
         } else if tiles(64) >= 2 * arch.units || long {
             (64, tiles(64) / self.batch, 128, 32_768)
         } else {
-            (32, self.m.div_ceil(64) * self.n.div_ceil(32), 128, 49_152)
+            (32, small, 128, 49_152)
         };
         self.split(arch, &format!("{kernel}_{tile}_{dtype}"), blocks, threads, dtype).with(shared)
     }

@@ -32,7 +32,7 @@ const WEIGHTS: u32 = 1 << 17;
 /// Widest row of an op that is no product.
 const WIDEST: u32 = 512;
 /// Bytes that a warp's weights pass through.
-const TILES: u32 = 4 * 16 * 64 * 2;
+const TILES: u32 = 3 * 16 * 64 * 2;
 
 /// What kind of op a link is, as the kernel numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
