@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::gpu::chain;
+use super::gpu::chain::{self, Link};
 use super::{Arch, Arena, Backend, Io, Mem, MemoryUse, Op, Replay, Route};
 use crate::tensor::View;
 use crate::{Error, Result};
@@ -68,7 +68,8 @@ impl Backend for Null {
     }
 
     fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
-        if let Some(holds) = chain::holds_back(op.as_ref(), io, &self.arch) {
+        let is_link = || Link::of(op.as_ref(), io, &self.arch).is_some();
+        if let Some(holds) = chain::holds_back(op.name(), self.arena.is_recording() && is_link()) {
             self.arena.hold_back(holds);
         }
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());

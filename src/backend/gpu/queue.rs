@@ -140,9 +140,13 @@ impl<D: Driver> Gpu<D> {
         Ok(function)
     }
 
-    fn prepare(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<Work<D::Function>> {
+    fn prepare(
+        &self,
+        op: Box<dyn Op>,
+        io: Io<'_>,
+        link: Option<Link>,
+    ) -> Result<Work<D::Function>> {
         let name = op.name();
-        let link = Link::of(op.as_ref(), io, &self.arch);
         let float = io.inputs.iter().chain(io.outputs).find(|view| view.dtype.is_float());
         let route = op.plan(&self.arch, float.map_or(DType::F32, |view| view.dtype));
         let mut touched = Touched {
@@ -392,10 +396,12 @@ impl<D: Driver> Backend for Gpu<D> {
     }
 
     fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
-        if let Some(holds) = chain::holds_back(op.as_ref(), io, &self.arch) {
+        let recording = lock(&self.noted).is_some();
+        let link = recording.then(|| Link::of(op.as_ref(), io, &self.arch)).flatten();
+        if let Some(holds) = chain::holds_back(op.name(), link.is_some()) {
             self.arena.hold_back(holds);
         }
-        let work = self.prepare(op, io)?;
+        let work = self.prepare(op, io, link)?;
         if let Some(noted) = lock(&self.noted).as_mut() {
             noted.push(work);
             return Ok(());
