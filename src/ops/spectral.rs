@@ -506,8 +506,10 @@ mod tests {
                     let route = crate::backend::Op::plan(&op, &arch, crate::DType::F32);
                     let crate::backend::Route::Kernel(plan) = route else { continue };
                     for stage in &plan.stages {
+                        // What a multiprocessor of NVIDIA's has registers for.
+                        let most = if name.starts_with("sm_") { 512 } else { 256 };
                         assert!(
-                            stage.shared <= arch.shared && stage.block <= 256,
+                            stage.shared <= arch.shared && stage.block <= most,
                             "{name} {stage:?}"
                         );
                     }
