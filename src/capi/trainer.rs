@@ -16,7 +16,8 @@ use crate::ops::loss::Pointwise;
 use crate::optim::{Control, Rates, Rule};
 use crate::train::early_stop::{Better, EarlyStop};
 use crate::train::loss_scale::LossScale;
-use crate::train::state::{About, Loaded, Progress, save_run};
+use crate::train::snapshot::Snapshot;
+use crate::train::state::{About, Loaded, Progress};
 use crate::train::step::{Objective, Step, StepSpec};
 use crate::{DType, Error};
 
@@ -556,6 +557,7 @@ pub unsafe extern "C" fn engine_trainer_save(
             batch: trainer.training.batch as usize,
             scale: LossScale::new(DType::F32),
         };
-        Ok(save_run(&state.step, &state.about, &progress, Path::new(path))?)
+        let saved = Snapshot::take(&state.step)?.wait()?;
+        Ok(saved.save_run(&state.about, &progress, Path::new(path))?)
     })
 }

@@ -15,13 +15,14 @@ use crate::metrics::Scores;
 use crate::report::{Fold, Report};
 use crate::train::dataset::{self, Dataset};
 use crate::train::device::Found;
-use crate::train::fit::{Ended, Fit, curves, windows_of};
+use crate::train::fit::{Ended, Fit, windows_of};
 use crate::train::planner::plan_batch;
 use crate::train::recipe::step_spec;
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
 use crate::train::signal;
 use crate::train::state::{About, Loaded};
+use crate::train::validation::curves;
 use crate::{Error, Result};
 
 /// The device of the settings, and what there is to say about it.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -10,12 +10,13 @@ use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
 use super::loader::{Batch, Loader, Source};
 use super::loss_scale::LossScale;
-use super::recipe::{EVAL_BATCH, step_spec};
+use super::recipe::step_spec;
 use super::resident::{Augmented, Resident};
 use super::run_dir::{MetricsLog, RunPaths};
+use super::saver::{Saver, Wanted, Written};
 use super::schedule::Schedule;
 use super::signal;
-use super::state::{About, Loaded, Progress, save_model, save_run};
+use super::state::{About, Loaded, Progress};
 use super::step::{Results, Step};
 use super::target::Standard;
 use crate::backend::Backend;
@@ -29,24 +30,26 @@ use crate::data::window::Window;
 use crate::model::ModelConfig;
 use crate::nn::params::Part;
 use crate::optim::{Control, Rates};
-use crate::report::{Curves, EventWriter};
+use crate::report::EventWriter;
 use crate::{Error, Result};
 
 /// One training: a dataset, a split, a folder.
 pub struct Fit<'a> {
     settings: &'a Settings,
-    data: &'a Dataset,
+    pub(super) data: &'a Dataset,
     console: &'a Console,
     paths: RunPaths,
     label: String,
-    source: Source<'a>,
-    validation: Vec<Window>,
-    about: About,
-    step: Step,
+    pub(super) source: Source<'a>,
+    pub(super) validation: Vec<Window>,
+    pub(super) about: About,
+    pub(super) step: Step,
     sampler: Sampler,
     schedule: Schedule,
     /// The recordings on the card, where they fit and batches can be made there.
-    resident: Option<Resident>,
+    pub(super) resident: Option<Resident>,
+    /// Writes checkpoints beside the steps.
+    saver: Saver,
 }
 
 /// How a training ended.
@@ -120,8 +123,7 @@ impl<'a> Fit<'a> {
             by_recording: data.target.by_recording,
         };
         let augment = augmentation(settings, data)?;
-        let all = train.iter().chain(&validation).copied();
-        let resident = resident(&step, data, &augment, all)?;
+        let resident = resident(&step, data, &augment, train.iter().chain(&validation).copied())?;
         let source = Source {
             data,
             windows: train,
@@ -145,6 +147,7 @@ impl<'a> Fit<'a> {
             sampler,
             schedule,
             resident,
+            saver: Saver::default(),
         })
     }
 
@@ -211,25 +214,49 @@ impl<'a> Fit<'a> {
             events,
             bar: self.console.progress(&self.label, progress.step, total),
             saved: Instant::now(),
+            spent: Spent::default(),
             windows: 0,
             unread: VecDeque::with_capacity(2),
             last_loss: None,
         };
+        let ended = self.epochs(&mut progress, &mut course)?;
+        self.finish_saving(&mut course)?;
+        self.tell(&course);
+        course.bar.finish();
+        Ok(ended)
+    }
+
+    fn epochs(&mut self, progress: &mut Progress, course: &mut Course<'_>) -> Result<Ended> {
         let mut frozen = None;
         while !progress.finished {
             self.thaw(progress.epoch, &mut frozen)?;
-            if self.pass(&mut progress, &mut course)? == Ended::Interrupted {
-                course.bar.finish();
-                self.save(&progress)?;
+            if self.pass(progress, course)? == Ended::Interrupted {
+                self.save(progress, course, false)?;
                 return Ok(Ended::Interrupted);
             }
-            self.end_epoch(&mut progress, &mut course)?;
-            progress.finished |= progress.step >= total;
-            self.save(&progress)?;
-            course.saved = Instant::now();
+            let best = self.end_epoch(progress, course)?;
+            progress.finished |= progress.step >= self.schedule.total();
+            self.save(progress, course, best)?;
         }
-        course.bar.finish();
         Ok(Ended::Finished)
+    }
+
+    /// Says how fast it went, and what of the time was not spent on steps.
+    fn tell(&self, course: &Course<'_>) {
+        let Spent { begun, validation, saving } = &course.spent;
+        let seconds = begun.elapsed().as_secs_f64();
+        let (validation, saving) = (validation.as_secs_f64(), saving.as_secs_f64());
+        let (all, steps) = (course.windows as f64 / seconds, seconds - validation - saving);
+        self.console.say(&format!(
+            "{}: {} windows in {seconds:.2} s, {all:.0} a second; of that {steps:.2} s on steps, \
+             {validation:.2} s on validation, {saving:.2} s waiting for checkpoints",
+            self.label, course.windows
+        ));
+        let fields = json!({
+            "run": self.label, "windows": course.windows, "seconds": seconds,
+            "steps_s": steps, "validation_s": validation, "saving_s": saving
+        });
+        self.console.event("trained", &fields);
     }
 
     /// What is left of an epoch, or of the training.
@@ -254,9 +281,9 @@ impl<'a> Fit<'a> {
                     return Ok(Ended::Interrupted);
                 }
                 if save {
-                    self.save(progress)?;
-                    course.saved = Instant::now();
+                    self.save(progress, course, false)?;
                 }
+                self.check(self.saver.check()?)?;
             }
             self.settle(progress, course, 0)?;
             Ok(Ended::Finished)
@@ -273,12 +300,35 @@ impl<'a> Fit<'a> {
         Ok((log, EventWriter::resume(events, progress.step + 1)?))
     }
 
-    /// Saves the last state, which is never one with weights that are no numbers.
-    fn save(&self, progress: &Progress) -> Result<()> {
-        if let Some(tensor) = self.step.find_not_finite()? {
-            return Err(self.diverged(progress.step, tensor));
+    /// Begins to save the present state, as the best one too where it is. One with weights that are no
+    /// numbers is never saved: the run ends instead, as it does where a file cannot be written.
+    fn save(&self, progress: &Progress, course: &mut Course<'_>, best: bool) -> Result<()> {
+        let begun = Instant::now();
+        let wanted = Wanted {
+            about: self.about.clone(),
+            progress: progress.clone(),
+            best: best.then(|| self.paths.best()),
+            last: self.paths.last(),
+        };
+        let before = self.saver.begin(&self.step, wanted)?;
+        course.saved = Instant::now();
+        course.spent.saving += begun.elapsed();
+        self.check(before)
+    }
+
+    /// Waits until what was saved is on the disk.
+    fn finish_saving(&self, course: &mut Course<'_>) -> Result<()> {
+        let begun = Instant::now();
+        let written = self.saver.wait()?;
+        course.spent.saving += begun.elapsed();
+        self.check(written)
+    }
+
+    fn check(&self, written: Written) -> Result<()> {
+        match written {
+            Written::Whole => Ok(()),
+            Written::NotFinite(step, tensor) => Err(self.diverged(step, tensor)),
         }
-        save_run(&self.step, &self.about, progress, &self.paths.last())
     }
 
     fn save_is_due(&self, progress: &Progress, saved: Instant) -> bool {
@@ -372,7 +422,9 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    fn diverged(&self, step: u64, tensor: String) -> Error {
+    pub(super) fn diverged(&self, step: u64, tensor: String) -> Error {
+        // One that is being written may be the one to name.
+        let _ = self.saver.wait();
         let last = self.paths.last();
         let kept = match last.exists() {
             true => format!("the last good checkpoint is {}", last.display()),
@@ -403,7 +455,9 @@ impl<'a> Fit<'a> {
         course.events.scalars(step, &all)
     }
 
-    fn end_epoch(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<()> {
+    /// Validates and decides; true where the present weights are the best so far.
+    fn end_epoch(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<bool> {
+        let begun = Instant::now();
         let loss = progress.loss_sum / progress.step_in_epoch.max(1) as f64;
         let validation = match self.validation.is_empty() {
             // Without validation subjects the latest weights are the ones kept.
@@ -414,12 +468,7 @@ impl<'a> Fit<'a> {
             Some(score) => progress.early_stop.update(progress.epoch, score),
             None => Verdict::Best,
         };
-        if verdict == Verdict::Best {
-            if let Some(tensor) = self.step.find_not_finite()? {
-                return Err(self.diverged(progress.step, tensor));
-            }
-            save_model(&self.step, &self.about, &self.paths.best())?;
-        }
+        course.spent.validation += begun.elapsed();
         let (step, epoch) = (progress.step, progress.epoch);
         course.metrics.append(&json!({
             "kind": "epoch", "step": step, "epoch": epoch, "train_loss": loss,
@@ -444,51 +493,7 @@ impl<'a> Fit<'a> {
         progress.epoch += 1;
         progress.step_in_epoch = 0;
         progress.loss_sum = 0.0;
-        Ok(())
-    }
-
-    /// Outputs `[windows, outputs]` with the present (averaged) weights.
-    fn outputs(&self, windows: &[Window]) -> Result<Vec<f32>> {
-        let params = self.step.params();
-        let found = || match &self.resident {
-            Some(resident) => self.step.evaluate_from(windows.len(), &mut |rows, to| {
-                resident.fill(params.backend(), &windows[rows], None, to)
-            }),
-            None => outputs(&self.step, self.data, windows),
-        };
-        let Some(average) = self.step.optimizer().average() else { return found() };
-        let values = params.trained_values()?;
-        let present = params.read_floats(&values)?;
-        let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
-        params.write_floats(&values, &wide(params.read_floats(average)?))?;
-        let found = found();
-        params.write_floats(&values, &wide(present))?;
-        found
-    }
-
-    /// Mean loss over the validation windows: squared error of the z-score, or log loss with the
-    /// classes' weights evened out.
-    fn validation_loss(&self, step: u64) -> Result<f64> {
-        let outputs = self.outputs(&self.validation)?;
-        if outputs.iter().any(|x| !x.is_finite()) {
-            return Err(self.diverged(step, "an output for a validation window".into()));
-        }
-        let width = self.data.target.outputs();
-        let classes = self.data.target.n_classes();
-        let (mut sums, mut counts) = (vec![0.0; classes.max(1)], vec![0.0; classes.max(1)]);
-        for (window, row) in self.validation.iter().zip(outputs.chunks_exact(width)) {
-            let label = self.data.label(window);
-            let class = if classes == 0 { 0 } else { label as usize };
-            let loss = match self.about.standard {
-                Some(_) => f64::from(row[0] - self.source.target_of(label)).powi(2),
-                None => -probabilities(row, classes)[class].max(1e-12).ln(),
-            };
-            sums[class] += loss;
-            counts[class] += 1.0;
-        }
-        let present = counts.iter().filter(|&&n| n > 0.0).count() as f64;
-        let means = sums.iter().zip(&counts).filter(|(_, n)| **n > 0.0).map(|(s, n)| s / n);
-        Ok(means.sum::<f64>() / present)
+        Ok(verdict == Verdict::Best)
     }
 }
 
@@ -499,11 +504,25 @@ struct Course<'a> {
     bar: Progressing<'a>,
     /// When the last state was saved.
     saved: Instant,
+    spent: Spent,
     /// Windows seen by this process.
     windows: u64,
     /// Steps whose results were not read yet, by number.
     unread: VecDeque<(u64, Results)>,
     last_loss: Option<f64>,
+}
+
+/// Where the time of a training went.
+struct Spent {
+    begun: Instant,
+    validation: Duration,
+    saving: Duration,
+}
+
+impl Default for Spent {
+    fn default() -> Self {
+        Self { begun: Instant::now(), validation: Duration::ZERO, saving: Duration::ZERO }
+    }
 }
 
 /// How labels become z-scores: by the mean and the deviation over subjects.
@@ -523,7 +542,7 @@ fn resident(
     if !augment.only_moves() {
         return Ok(None);
     }
-    let (windows, rows) = (windows.collect::<Vec<_>>(), step.rows().max(EVAL_BATCH));
+    let (windows, rows) = (windows.collect::<Vec<_>>(), step.rows().max(step.spec().eval_batch));
     Resident::load(step.params().backend(), &data.prepared.cache, &windows, rows)
 }
 
@@ -537,52 +556,4 @@ fn augmentation(settings: &Settings, data: &Dataset) -> Result<Augment> {
     let regions: Vec<Option<u32>> = data.channels().iter().map(region).collect();
     let rate = data.prepared.cache.sample_rate();
     Augment::new(chosen, data.channels().len(), data.length, rate, &regions)
-}
-
-/// Probabilities of the classes from a row of logits: one logit is that of the second of two.
-pub fn probabilities(row: &[f32], classes: usize) -> Vec<f64> {
-    if classes == 2 && row.len() == 1 {
-        let positive = 1.0 / (1.0 + (-f64::from(row[0])).exp());
-        return vec![1.0 - positive, positive];
-    }
-    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let all: Vec<f64> = row.iter().map(|&x| f64::from(x - top).exp()).collect();
-    let sum: f64 = all.iter().sum();
-    all.into_iter().map(|x| x / sum).collect()
-}
-
-/// Outputs `[windows, outputs]` of a model.
-///
-/// # Errors
-/// As [`Step::evaluate`].
-pub fn outputs(step: &Step, data: &Dataset, windows: &[Window]) -> Result<Vec<f32>> {
-    let (channels, length, _) = step.spec().model.extents();
-    let mut all = Vec::new();
-    let mut buffer = Vec::new();
-    for piece in windows.chunks(8 * EVAL_BATCH) {
-        buffer.resize(piece.len() * channels * length, 0.0);
-        data.prepared.cache.fill_batch(piece, &mut buffer)?;
-        all.extend(step.evaluate(&buffer)?);
-    }
-    Ok(all)
-}
-
-/// Curves of a run from its metrics.
-pub fn curves(paths: &RunPaths, step_of_best: Option<u64>) -> Curves {
-    let text = std::fs::read_to_string(paths.metrics()).unwrap_or_default();
-    let mut curves = Curves { chosen_step: step_of_best, ..Curves::default() };
-    for line in text.lines() {
-        let Ok(record) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-        let at = |name: &str| Some([record["step"].as_f64()?, record[name].as_f64()?]);
-        if record["kind"] == "step" {
-            curves.train_loss.extend(at("loss"));
-            curves.learning_rate.extend(at("lr"));
-        } else {
-            curves.validation_loss.extend(at("validation_loss"));
-            if record["best"] == true {
-                curves.chosen_step = record["step"].as_u64();
-            }
-        }
-    }
-    curves
 }

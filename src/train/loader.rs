@@ -95,24 +95,38 @@ struct Worker {
 }
 
 /// The batches of one epoch, in their order.
-pub struct Loader {
+pub struct Loader<'a> {
     workers: Vec<Worker>,
     next: usize,
+    source: &'a Source<'a>,
+    order: &'a [u32],
+    rows: usize,
+    step: u64,
+    /// Filled on the caller's thread where there are no others.
+    own: Batch,
 }
 
-impl Loader {
+impl<'a> Loader<'a> {
     /// Starts `threads` threads on `order`, whose first `rows` are the batch of step `step`. They
-    /// end with the last batch, or when the loader is dropped.
+    /// end with the last batch, or when the loader is dropped. Where windows are gathered on a card, a
+    /// batch is a few words, and none are started.
     ///
     /// # Errors
     /// [`Error::Input`] where the system starts no more threads.
     pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
-        source: &'scope Source<'_>,
-        order: &'scope [u32],
+        source: &'a Source<'a>,
+        order: &'a [u32],
         (rows, step): (usize, u64),
         threads: usize,
-    ) -> Result<Self> {
+    ) -> Result<Self>
+    where
+        'a: 'scope,
+    {
+        let own = Batch::default();
+        if source.on_card {
+            return Ok(Self { workers: Vec::new(), next: 0, source, order, rows, step, own });
+        }
         let threads = threads.min(order.len() / rows.max(1)).max(1);
         // One batch is filled while another is used.
         let each = if threads == 1 { 2 } else { 1 };
@@ -146,7 +160,7 @@ impl Loader {
             })?;
             workers.push(Worker { full, used });
         }
-        Ok(Self { workers, next: 0 })
+        Ok(Self { workers, next: 0, source, order, rows, step, own })
     }
 
     /// Waits for the next batch, calls `take` on it and hands its memory back.
@@ -154,8 +168,16 @@ impl Loader {
     /// # Errors
     /// What filling the batch, or `take`, reports.
     pub fn next(&mut self, take: impl FnOnce(&Batch) -> Result<()>) -> Result<()> {
-        let worker = &self.workers[self.next % self.workers.len()];
+        let i = self.next;
         self.next += 1;
+        if self.workers.is_empty() {
+            let Some(numbers) = self.order.get(i * self.rows..(i + 1) * self.rows) else {
+                return Err(Error::shape("loader", "no batch is left"));
+            };
+            self.source.fill(numbers, self.step + i as u64, &mut self.own, &mut Room::default())?;
+            return take(&self.own);
+        }
+        let worker = &self.workers[i % self.workers.len()];
         let ended = |_| Error::shape("loader", "its thread ended before its last batch");
         let batch = worker.full.recv().map_err(ended)??;
         take(&batch)?;

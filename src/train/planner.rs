@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::backend::{Arch, Machine, MemoryUse};
+use crate::train::recipe::eval_batch;
 use crate::train::step::{Step, StepSpec};
 use crate::{Error, Result};
 
@@ -70,7 +71,7 @@ fn fitting(arch: &Arch, limit: u64, spec: &StepSpec, batch: usize) -> Result<Opt
 }
 
 fn plan(arch: &Arch, limit: u64, spec: &StepSpec, batch: usize) -> Result<MemoryUse> {
-    let eval_batch = if spec.eval_batch > 0 { batch } else { 0 };
+    let eval_batch = if spec.eval_batch > 0 { eval_batch(batch, spec.accumulation) } else { 0 };
     Step::plan(arch, limit, &StepSpec { batch, eval_batch, ..spec.clone() })
 }
 

@@ -10,8 +10,15 @@ use crate::ops::loss::Pointwise;
 use crate::optim::Rule;
 use crate::{DType, Error, Result};
 
-/// Windows of one evaluation pass.
+/// Windows of one evaluation pass where no training says how many fit.
 pub const EVAL_BATCH: usize = 32;
+
+/// Windows of one evaluation pass beside a training: as many as a forward pass of it takes, since
+/// what it keeps for its backward pass is more than they need; with small ones, up to all of an
+/// update's.
+pub fn eval_batch(batch: usize, accumulation: usize) -> usize {
+    batch.max(EVAL_BATCH.min(batch * accumulation))
+}
 
 /// The model the settings describe, for these windows.
 pub fn model_config(
@@ -127,7 +134,8 @@ pub fn step_spec(
         model: model_config(settings, data.channels().len(), data.length, outputs),
         batch,
         accumulation: settings.train.accumulation,
-        eval_batch: EVAL_BATCH,
+        // A batch of 0 is one to be planned, with its evaluation.
+        eval_batch: eval_batch(batch.max(1), settings.train.accumulation),
         objective: objective(settings, &data.target.task, labels)?,
         rule: rule(settings),
         average: settings.train.ema.is_some(),

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::checkpoint_file::write_atomically;
 use super::dataset::Dataset;
-use super::fit::{outputs, probabilities};
 use super::state::About;
 use super::step::Step;
+use super::validation::{outputs, probabilities};
 use crate::data::montage;
 use crate::data::window::Window;
 use crate::metrics::{Baseline, Bootstrap, Level, Outputs, Predictions, Scores, Task, score};

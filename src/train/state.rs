@@ -10,12 +10,12 @@ use xxhash_rust::xxh3::Xxh3;
 use super::checkpoint_file::{Checkpoint, StoredTensor};
 use super::early_stop::EarlyStop;
 use super::loss_scale::LossScale;
+use super::snapshot::{OPTIMIZER, Saved};
 use super::step::Step;
 use super::target::Standard;
 use crate::metrics::Task;
 use crate::model::ModelConfig;
 use crate::nn::params::{ParamId, Params};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Metadata key of [`About`].
@@ -24,8 +24,6 @@ const ABOUT: &str = "engine";
 const PROGRESS: &str = "progress";
 /// Metadata key of the checksum over everything else.
 const CHECKSUM: &str = "xxh3";
-/// Prefix of optimizer state.
-const OPTIMIZER: &str = "optimizer.";
 
 /// What is needed to use a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,42 +64,8 @@ pub struct Progress {
     pub scale: LossScale,
 }
 
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    bytemuck::cast_slice(values).to_vec()
-}
-
-/// Weights as stored: `values` in the layout of the trained array where given (averaged weights),
-/// else the parameters'. Buffers are always the parameters'.
-fn weights(params: &Params, averaged: Option<&Tensor>) -> Result<Checkpoint<'static>> {
-    let averaged = averaged.map(|tensor| params.read_floats(tensor)).transpose()?;
-    let mut checkpoint = Checkpoint::default();
-    for id in params.ids() {
-        let spec = params.spec(id);
-        let values = match &averaged {
-            Some(flat) if !spec.buffer => {
-                let start = params.offset(id);
-                flat[start..start + spec.shape.numel()].to_vec()
-            }
-            _ => params.read(id)?,
-        };
-        checkpoint.insert(&spec.name, Dtype::F32, spec.shape.dims(), bytes_of(&values))?;
-    }
-    Ok(checkpoint)
-}
-
 fn json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Error::shape("checkpoint", error))
-}
-
-/// Saves weights to use (the averaged ones where the run keeps them).
-///
-/// # Errors
-/// [`Error::Input`] naming the path; an earlier file there survives.
-pub fn save_model(step: &Step, about: &About, path: &Path) -> Result<()> {
-    let mut checkpoint = weights(step.params(), step.optimizer().average())?;
-    checkpoint.metadata.insert(ABOUT.into(), json(about)?);
-    seal(&mut checkpoint);
-    checkpoint.save(path)
 }
 
 /// Checksum of names, types, shapes, bytes and metadata: a flipped bit anywhere changes it.
@@ -127,21 +91,29 @@ fn seal(file: &mut Checkpoint<'_>) {
     file.metadata.insert(CHECKSUM.into(), checksum(file));
 }
 
-/// Saves everything needed to go on.
-///
-/// # Errors
-/// As [`save_model`].
-pub fn save_run(step: &Step, about: &About, progress: &Progress, path: &Path) -> Result<()> {
-    let mut checkpoint = weights(step.params(), None)?;
-    for (name, tensor) in step.optimizer().arrays() {
-        let values = step.params().read_floats(tensor)?;
-        let name = format!("{OPTIMIZER}{name}");
-        checkpoint.insert(&name, Dtype::F32, tensor.dims(), bytes_of(&values))?;
+impl Saved {
+    /// Saves weights to use (the averaged ones where the run keeps them).
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the path; an earlier file there survives.
+    pub fn save_model(&self, about: &About, path: &Path) -> Result<()> {
+        let mut checkpoint = self.model()?;
+        checkpoint.metadata.insert(ABOUT.into(), json(about)?);
+        seal(&mut checkpoint);
+        checkpoint.save(path)
     }
-    checkpoint.metadata.insert(ABOUT.into(), json(about)?);
-    checkpoint.metadata.insert(PROGRESS.into(), json(progress)?);
-    seal(&mut checkpoint);
-    checkpoint.save(path)
+
+    /// Saves everything needed to go on.
+    ///
+    /// # Errors
+    /// As [`Saved::save_model`].
+    pub fn save_run(&self, about: &About, progress: &Progress, path: &Path) -> Result<()> {
+        let mut checkpoint = self.run()?;
+        checkpoint.metadata.insert(ABOUT.into(), json(about)?);
+        checkpoint.metadata.insert(PROGRESS.into(), json(progress)?);
+        seal(&mut checkpoint);
+        checkpoint.save(path)
+    }
 }
 
 /// A checkpoint in memory.

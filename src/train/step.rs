@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::snapshot::floats;
 use crate::backend::{Backend, Io, Later, MemoryUse, Replay};
 use crate::model::{Model, ModelConfig};
 use crate::nn::params::{Builder, Params, Part};
@@ -421,6 +422,13 @@ impl Step {
         };
         let (_, _, outputs) = self.spec.model.extents();
         let mut all = Vec::with_capacity(n * outputs);
+        // What a pass gives is read once the next one is under way.
+        let mut unread: Option<(usize, Later)> = None;
+        let mut read = |(rows, later): (usize, Later)| -> Result<()> {
+            let found = floats(&later.wait()?, eval.outputs.dtype());
+            all.extend_from_slice(&found[..rows * outputs]);
+            Ok(())
+        };
         for first in (0..n).step_by(eval.windows.dims()[0]) {
             let rows = first..n.min(first + eval.windows.dims()[0]);
             fill(rows.clone(), &eval.windows)?;
@@ -428,9 +436,11 @@ impl Step {
                 Some(replay) => self.params.backend().replay(replay)?,
                 None => self.enqueue_evaluation(eval)?,
             }
-            let found = self.params.read_floats(&eval.outputs)?;
-            all.extend_from_slice(&found[..rows.len() * outputs]);
+            let later =
+                Arc::clone(self.params.backend_arc()).download_later(eval.outputs.view())?;
+            unread.replace((rows.len(), later)).map_or(Ok(()), &mut read)?;
         }
+        unread.map_or(Ok(()), &mut read)?;
         Ok(all)
     }
 

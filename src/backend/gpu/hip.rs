@@ -28,13 +28,10 @@ use self::vendor::Blas;
 use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images;
+use super::staging::BUFFER;
 use crate::backend::Arch;
 use crate::{Error, Result};
 
-/// Bytes of one pinned buffer that uploads pass through.
-const STAGING: usize = 16 << 20;
-/// Pinned buffers in turn: the host fills one while the card reads another.
-const STAGINGS: usize = 3;
 /// Least bytes of a slot of [`Driver::begin_read`].
 const READ: usize = 256;
 
@@ -228,22 +225,25 @@ impl Driver for Hip {
         let stream = self.context.stream;
         let check = |code| self.context.check("a copy to the card", code);
         let mut resources = lock(&self.resources);
-        for (i, piece) in from.chunks(STAGING).enumerate() {
-            if resources.staging.len() < STAGINGS {
-                let fresh = Pinned::new(&self.context, STAGING)?;
+        for (i, piece) in from.chunks(BUFFER).enumerate() {
+            let place = resources.ring.place(piece.len());
+            while resources.staging.len() <= place.buffer {
+                let fresh = Pinned::new(&self.context, BUFFER)?;
                 resources.staging.push(fresh);
             }
-            let at = resources.next % resources.staging.len();
-            resources.next += 1;
-            let pinned = &resources.staging[at];
-            let to = to + (i * STAGING) as u64;
+            let pinned = &resources.staging[place.buffer];
+            let to = to + (i * BUFFER) as u64;
             let kind = sys::hipMemcpyHostToDevice as c_int;
-            // SAFETY: a live event; the copy that used this buffer last is over after it. The
-            // buffer has STAGING bytes, and `to` as many as `from`, by `Gpu::upload`.
+            // SAFETY: a live event; the copies that used this buffer before are over after it, and
+            // no other is of this place. It has as many bytes as the piece, by `Ring::place`, and
+            // `to` as many as `from`, by `Gpu::upload`.
             unsafe {
-                check(hip.hipEventSynchronize(pinned.used))?;
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), pinned.base, piece.len());
-                let staged = pinned.base.cast_const().cast();
+                if place.anew {
+                    check(hip.hipEventSynchronize(pinned.used))?;
+                }
+                let base = pinned.base.add(place.offset);
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), base, piece.len());
+                let staged = base.cast_const().cast();
                 check(hip.hipMemcpyAsync(to as *mut c_void, staged, piece.len(), kind, stream))?;
                 check(hip.hipEventRecord(pinned.used, stream))?;
             }

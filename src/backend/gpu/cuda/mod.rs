@@ -4,16 +4,17 @@
 //!
 //! # Layout
 //! Here the driver; [`facts`], what there is and what is wrong with it; [`function`], kernels'
-//! handles and tensor maps; [`library`], cuBLAS.
+//! handles and tensor maps; [`library`], cuBLAS; [`pinned`], memory that copies pass through.
 
 mod facts;
 mod function;
 mod library;
+mod pinned;
 
 use std::ffi::{CString, c_int, c_void};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use cudarc::cublas::{result as cublas, sys as blas_sys};
 use cudarc::driver::{DriverError, result, sys};
@@ -21,23 +22,20 @@ use cudarc::driver::{DriverError, result, sys};
 use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images::{self, Image};
+use super::staging::BUFFER;
 use facts::{arch_of, driver_version, failed, refused, version_words};
 pub use facts::{count, cublas_is_present, driver_is_present};
 pub use function::Function;
 use function::{DEFAULT_SHARED, allow_shared, encode};
 use library::{Blas, multiply, open_blas};
+pub use pinned::Read;
+use pinned::{Pinned, READ, Resources, lock};
 
 use crate::backend::{Arch, Machine};
 use crate::{Error, Result};
 
-/// Bytes of one pinned buffer that uploads pass through.
-const STAGING: usize = 16 << 20;
-/// Pinned buffers in turn: the host fills one while the card reads another.
-const STAGINGS: usize = 3;
 /// Queues a recorded step may spread over.
 const LANES: usize = 4;
-/// Least bytes of a slot of [`Driver::begin_read`].
-const READ: usize = 256;
 
 /// The context of one card. Handles made in it keep it alive.
 #[derive(Debug)]
@@ -76,48 +74,6 @@ impl Drop for Context {
     }
 }
 
-/// Pinned memory of the host.
-#[derive(Debug)]
-struct Pinned {
-    base: *mut u8,
-    bytes: usize,
-    /// Recorded after the copy that used it last.
-    used: sys::CUevent,
-}
-
-// SAFETY: plain memory and an event, used under the lock of their owner.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    fn new(bytes: usize) -> Result<Self> {
-        // SAFETY: called with the context current; freed in `Resources::drop`.
-        let base = unsafe { result::malloc_host(bytes, 0) };
-        let base = base.map_err(|e| failed("pinned memory of the host", e))?.cast();
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let used = result::event::create(flags).map_err(|e| failed("an event", e))?;
-        Ok(Self { base, bytes, used })
-    }
-}
-
-/// What grows while the driver is in use.
-#[derive(Debug, Default)]
-struct Resources {
-    chunks: Vec<sys::CUdeviceptr>,
-    staging: Vec<Pinned>,
-    next: usize,
-    /// Slots of finished reads, to be used again.
-    free_reads: Vec<Pinned>,
-}
-
-impl Resources {
-    /// The smallest free slot that holds so many bytes.
-    fn slot_for(&mut self, bytes: usize) -> Option<Pinned> {
-        let fitting = self.free_reads.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
-        let (at, _) = fitting.min_by_key(|(_, slot)| slot.bytes)?;
-        Some(self.free_reads.swap_remove(at))
-    }
-}
-
 /// One NVIDIA card.
 #[derive(Debug)]
 pub struct Cuda {
@@ -143,10 +99,6 @@ struct Module(sys::CUmodule);
 unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Cuda {
     /// Opens card number `ordinal`. `sm` makes it take an older card's kernels, so that they can be
@@ -308,22 +260,6 @@ impl Drop for Event {
     }
 }
 
-/// A copy to the host that is under way. Dropping it gives its slot back.
-#[derive(Debug)]
-pub struct Read {
-    slot: Option<Pinned>,
-    bytes: usize,
-    resources: Arc<Mutex<Resources>>,
-}
-// SAFETY: the slot is only read after its event, by one caller at a time.
-unsafe impl Sync for Read {}
-
-impl Drop for Read {
-    fn drop(&mut self) {
-        lock(&self.resources).free_reads.extend(self.slot.take());
-    }
-}
-
 impl Driver for Cuda {
     type Function = Function;
     type Graph = Graph;
@@ -373,21 +309,24 @@ impl Driver for Cuda {
         self.inner.enter()?;
         let copy = |e| failed("a copy to the card", e);
         let mut resources = lock(&self.resources);
-        for (i, piece) in from.chunks(STAGING).enumerate() {
-            if resources.staging.len() < STAGINGS {
-                let fresh = Pinned::new(STAGING)?;
+        for (i, piece) in from.chunks(BUFFER).enumerate() {
+            let place = resources.ring.place(piece.len());
+            while resources.staging.len() <= place.buffer {
+                let fresh = Pinned::new(BUFFER)?;
                 resources.staging.push(fresh);
             }
-            let at = resources.next % resources.staging.len();
-            resources.next += 1;
-            let pinned = &resources.staging[at];
-            // SAFETY: a live event; the copy that used this buffer last is over after it. The
-            // buffer has STAGING bytes, and `to` as many as `from`, by `Gpu::upload`.
+            let pinned = &resources.staging[place.buffer];
+            // SAFETY: a live event; the copies that used this buffer before are over after it, and
+            // no other is of this place. It has as many bytes as the piece, by `Ring::place`, and
+            // `to` as many as `from`, by `Gpu::upload`.
             unsafe {
-                result::event::synchronize(pinned.used).map_err(copy)?;
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), pinned.base, piece.len());
-                let staged = std::slice::from_raw_parts(pinned.base, piece.len());
-                let to = to + (i * STAGING) as u64;
+                if place.anew {
+                    result::event::synchronize(pinned.used).map_err(copy)?;
+                }
+                let base = pinned.base.add(place.offset);
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), base, piece.len());
+                let staged = std::slice::from_raw_parts(base, piece.len());
+                let to = to + (i * BUFFER) as u64;
                 result::memcpy_htod_async(to, staged, self.inner.stream).map_err(copy)?;
                 result::event::record(pinned.used, self.inner.stream).map_err(copy)?;
             }

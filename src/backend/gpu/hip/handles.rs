@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::super::staging::Ring;
 use super::library::Library;
 use super::sys::{self, hipError_t, hipEvent_t, hipStream_t};
 use crate::Result;
@@ -107,7 +108,7 @@ impl Pinned {
 pub(super) struct Resources {
     pub(super) chunks: Vec<u64>,
     pub(super) staging: Vec<Pinned>,
-    pub(super) next: usize,
+    pub(super) ring: Ring,
     /// Slots of finished reads, to be used again.
     pub(super) free_reads: Vec<Pinned>,
 }
