@@ -134,6 +134,12 @@ impl Cpu {
             .install(|| with_lent(inputs, outputs, |operands| op.host(&mut HostIo::new(operands))))
     }
 
+    /// Runs `work` on a thread of the pool, where the calls in it need no hand-over.
+    #[cfg(test)]
+    pub(crate) fn inside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     /// Runs an op that somebody else keeps.
     pub(in crate::backend) fn run_ref(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
