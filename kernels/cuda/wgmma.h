@@ -5,9 +5,11 @@
 #define REGISTERS_8(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), \
                           "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
 #define REGISTERS_32(c, i) REGISTERS_8(c, i), REGISTERS_8(c, i + 8), REGISTERS_8(c, i + 16), REGISTERS_8(c, i + 24)
-#define NUMBERS_64                                                                                    \
+#define NUMBERS_32                                                                                    \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"    \
-  "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,"  \
+  "%26,%27,%28,%29,%30,%31"
+#define NUMBERS_64                                                                                    \
+  NUMBERS_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,"  \
   "%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define NUMBERS_96                                                                                    \
   NUMBERS_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,"  \
@@ -27,6 +29,9 @@
       "add, 1, 1, " a_t ", " b_t ";}"                                                                 \
       : __VA_ARGS__                                                                                   \
       : "r"(a), "r"(b), "r"(unsigned(add)), "n"(A_T), "n"(B_T))
+#define WGMMA_8(type) WGMMA("8", type, "%0,%1,%2,%3", "%4", "%5", "%6", "%7", "%8",                    \
+                            "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]))
+#define WGMMA_64(type) WGMMA("64", type, NUMBERS_32, "%32", "%33", "%34", "%35", "%36", REGISTERS_32(c, 0))
 #define WGMMA_128(type) WGMMA("128", type, NUMBERS_64, "%64", "%65", "%66", "%67", "%68",             \
                               REGISTERS_32(c, 0), REGISTERS_32(c, 32))
 #define WGMMA_192(type) WGMMA("192", type, NUMBERS_96, "%96", "%97", "%98", "%99", "%100",            \
@@ -39,13 +44,17 @@
 // and lane / 4 + 8 (two), columns 8 j + lane % 4 * 2 and the next.
 template <class T, int A_T, int B_T, int N>
 DEVICE void multiply(float (&c)[N], unsigned a, unsigned b, bool add) {
-  static_assert(N == 64 || N == 96 || N == 128, "columns of a product");
+  static_assert(N == 4 || N == 32 || N == 64 || N == 96 || N == 128, "columns of a product");
   if constexpr (__is_same(T, bf16)) {
-    if constexpr (N == 64) WGMMA_128("bf16");
+    if constexpr (N == 4) WGMMA_8("bf16");
+    else if constexpr (N == 32) WGMMA_64("bf16");
+    else if constexpr (N == 64) WGMMA_128("bf16");
     else if constexpr (N == 96) WGMMA_192("bf16");
     else WGMMA_256("bf16");
   } else {
-    if constexpr (N == 64) WGMMA_128("f16");
+    if constexpr (N == 4) WGMMA_8("f16");
+    else if constexpr (N == 32) WGMMA_64("f16");
+    else if constexpr (N == 64) WGMMA_128("f16");
     else if constexpr (N == 96) WGMMA_192("f16");
     else WGMMA_256("f16");
   }

@@ -123,7 +123,7 @@ const RULES: &[Rule] = &[
         op: Some("gemm"),
         applies: |arch| matches!(arch.machine, Machine::Cuda { .. }),
         choice: Choice::Blas,
-        reason: "cuBLAS, where its library is present; else a kernel",
+        reason: "cuBLAS, where its library is present, but for small products on Hopper; else a kernel",
     },
     Rule {
         op: Some("gemm"),

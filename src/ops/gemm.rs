@@ -13,7 +13,7 @@ use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with
 use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// Adds a row `[n]` to every row of the product.
 pub const BIAS: u32 = 1;
@@ -91,13 +91,15 @@ impl Gemm {
         }
     }
 
-    /// True for what a vendor's library computes: nothing follows the product.
-    fn is_plain(&self) -> bool {
-        self.flags & !ACCUMULATE == 0
+    /// True for what a vendor's library computes, nothing following the product, unless a kernel of small
+    /// tiles is faster and the user has no wish.
+    fn suits_vendor(&self, arch: &Arch, dtype: DType) -> bool {
+        let small = dtype != DType::F32 && self.is_small(arch);
+        self.flags & !ACCUMULATE == 0 && (arch.wishes.wants_vendor() || !small)
     }
 }
 
-op!(Gemm, "gemm", |op, arch, kernel| op.plan(arch, kernel), vendor = Gemm::is_plain);
+op!(Gemm, "gemm", |op, arch, kernel| op.plan(arch, kernel), vendor = Gemm::suits_vendor);
 
 /// Multiplications above which one product is shared among threads.
 const SHARED_WORK: usize = 8_000_000;

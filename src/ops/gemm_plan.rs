@@ -1,6 +1,8 @@
 //! Which kernel computes a product on which card, in how many tiles and splits.
 
-use super::gemm::{ACCUMULATE, BIAS, DROPOUT, GELU, GELU_SLOPE, Gemm, RESIDUAL, SUMS};
+use super::gemm::{
+    ACCUMULATE, BIAS, DROPOUT, GELU, GELU_SLOPE, Gemm, RESIDUAL, SUMS, SUMS_ACCUMULATE,
+};
 use super::plans;
 use crate::backend::{Arch, Machine, Map, Plan};
 
@@ -11,6 +13,13 @@ const LEAST_SHARE: u32 = 128;
 /// Up to this length a quarter of the card's blocks beats splits, each of which leaves all of C in f32.
 const WHOLE_K: u32 = 4096;
 const HOPPER: Machine = Machine::Cuda { sm: 90 };
+/// Up to this length one block's sum is no slower than splits and their end (`kernels/cuda/gemm_small.cu`).
+const SHORT_K: u32 = 2048;
+/// What a multiprocessor fetches of an operand (rows or columns times k) while a tile's launch ends, one of
+/// 64 columns leaves, and while it does with a GELU, a mask or a matrix to be put together with.
+const SETTING_UP: u64 = 56_000;
+const LEAVING: u64 = 4_000;
+const FINISHING: u64 = 50_000;
 
 impl Gemm {
     pub(super) fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
@@ -46,11 +55,8 @@ impl Gemm {
     fn tiled(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
         let kernel = format!("gemm_{layout}");
         let copied = self.copied(arch, &kernel, dtype);
-        match self.columns(arch, layout) {
-            Some(columns) => {
-                let name = format!("{kernel}_tma_{columns}_{dtype}");
-                self.on_copy_engine(arch, &name, columns, copied)
-            }
+        match self.cut(arch, layout) {
+            Some(cut) => self.on_copy_engine(arch, &kernel, dtype, cut, copied),
             None => copied,
         }
     }
@@ -106,7 +112,17 @@ impl Gemm {
     }
 }
 
-/// For the copy engine of Hopper (`kernels/cuda/gemm_tma.cu`).
+/// Tiles of a kernel on the copy engine, and how many a multiprocessor gets.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    rows: u32,
+    columns: u32,
+    rounds: u32,
+    /// In rows or columns of an operand that are fetched, times k.
+    cost: u64,
+}
+
+/// For the copy engine of Hopper.
 impl Gemm {
     /// Elements between what lies side by side along k, or along m and n.
     fn pitches(&self, layout: &str) -> [u32; 2] {
@@ -114,15 +130,55 @@ impl Gemm {
         [a, if layout == "nt" { self.b_cs } else { self.b_rs }]
     }
 
-    /// Columns of a block's tile of 128 rows; None where another kernel is to be taken.
-    fn columns(&self, arch: &Arch, layout: &str) -> Option<u32> {
+    /// True for products that one of its kernels could take.
+    fn fits_copy_engine(&self, arch: &Arch, layout: &str) -> bool {
+        let lie = self.pitches(layout).into_iter().chain([self.n]).all(|n| n.is_multiple_of(8));
+        let wide = self.m > 64 && self.n > 64 && self.k > 0;
+        arch.machine == HOPPER && lie && wide && self.batch == 1
+    }
+
+    /// How the kernel that is fastest cuts C; None where none of the copy engine's is.
+    fn cut(&self, arch: &Arch, layout: &str) -> Option<Cut> {
+        if !self.fits_copy_engine(arch, layout) {
+            return None;
+        }
+        let (small, large) = (self.small(arch, layout), self.large(arch));
+        small.into_iter().chain(large).min_by_key(|cut| cut.cost)
+    }
+
+    /// True where a kernel of small tiles is to be taken.
+    pub(super) fn is_small(&self, arch: &Arch) -> bool {
+        let cut = self.layout().and_then(|layout| self.cut(arch, layout));
+        cut.is_some_and(|cut| cut.rows == 64)
+    }
+
+    /// What it takes till the last of `rounds` tiles on one multiprocessor has left.
+    fn cost(&self, rows: u32, columns: u32, rounds: u32) -> u64 {
+        let plain = self.flags & !(BIAS | SUMS | SUMS_ACCUMULATE) == 0;
+        let leaving = if plain { LEAVING } else { FINISHING };
+        u64::from(rounds * (rows + columns)) * u64::from(self.k) + u64::from(columns / 64) * leaving
+    }
+
+    /// One tile a block, all blocks at once (`kernels/cuda/gemm_small.cu`).
+    fn small(&self, arch: &Arch, layout: &str) -> Option<Cut> {
+        let sums = self.flags & SUMS != 0 && layout != "tn";
+        // Tiles and how many of them find room on a multiprocessor.
+        let tiles = [(64, 3), (128, 2)].into_iter().take(if layout == "tn" { 1 } else { 2 });
+        let cuts = tiles.filter_map(|(columns, most)| {
+            let blocks = self.m.div_ceil(64) * self.n.div_ceil(columns);
+            let rounds = blocks.div_ceil(arch.units);
+            let cost = self.cost(64, columns, rounds);
+            (rounds <= most).then_some(Cut { rows: 64, columns, rounds, cost })
+        });
+        cuts.min_by_key(|cut| cut.cost).filter(|_| !sums && self.k <= SHORT_K)
+    }
+
+    /// Blocks that stay for many tiles (`kernels/cuda/gemm_tma.cu`).
+    fn large(&self, arch: &Arch) -> Option<Cut> {
         let tiles = u64::from(self.m.div_ceil(128)) * u64::from(self.n.div_ceil(128));
         // Few long sums are better split.
         let least = u64::from(arch.units.div_ceil(4)) * u64::from(self.k.div_ceil(WHOLE_K));
-        let lie = self.pitches(layout).into_iter().chain([self.n]).all(|n| n.is_multiple_of(8));
-        let alone = self.batch == 1 && self.flags & SUMS == 0;
-        let wide = self.m > 64 && self.n > 64 && self.k > 0;
-        if arch.machine != HOPPER || tiles < least || !(lie && alone && wide) {
+        if tiles < least || self.flags & SUMS != 0 {
             return None;
         }
         // Blocks are pairs, one above the other. They stay and take tile after tile: the last round may
@@ -133,14 +189,36 @@ impl Gemm {
         let brings = self.flags & (RESIDUAL | ACCUMULATE | GELU_SLOPE) != 0;
         let widths = [256, 192, 128].into_iter().skip(usize::from(brings));
         // A tile costs its columns, and what keeps the products waiting between tiles.
-        widths.min_by_key(|&columns| rounds(columns) * (columns + 16))
+        let columns = widths.min_by_key(|&columns| rounds(columns) * (columns + 16))?;
+        let cost = self.cost(128, columns, rounds(columns)) + SETTING_UP;
+        Some(Cut { rows: 128, columns, rounds: rounds(columns), cost })
     }
 
     /// The kernel's plan; `other` is for operands that the copy engine cannot take.
-    fn on_copy_engine(&self, arch: &Arch, name: &str, columns: u32, other: Plan) -> Plan {
-        let blocks = 2 * self.m.div_ceil(256) * self.n.div_ceil(columns);
-        let grid = [blocks.min(arch.units / 2 * 2), 1, 1];
-        Plan::new(name, grid, 384).shared(232_448).maps(self.maps()).or(other)
+    fn on_copy_engine(
+        &self,
+        arch: &Arch,
+        kernel: &str,
+        dtype: &str,
+        cut: Cut,
+        other: Plan,
+    ) -> Plan {
+        let columns = cut.columns;
+        let plan = if cut.rows == 64 {
+            let grid = [self.n.div_ceil(columns), self.m.div_ceil(64), 1];
+            // With fewer buffers than k fills, three blocks fit where there are as many.
+            let room = if cut.rounds > 2 { 75 << 10 } else { 113 << 10 };
+            let ones = if self.layout() == Some("tn") { 1024 } else { 0 };
+            let (buffer, rest) = ((64 + columns) * 128 + 16, 16_384 + ones + 32);
+            let buffers = self.k.div_ceil(64).min((room - rest) / buffer);
+            let shared = (rest + buffers * buffer) as usize;
+            Plan::new(format!("{kernel}_small_{columns}_{dtype}"), grid, 160).shared(shared)
+        } else {
+            let blocks = 2 * self.m.div_ceil(256) * self.n.div_ceil(columns);
+            let grid = [blocks.min(arch.units / 2 * 2), 1, 1];
+            Plan::new(format!("{kernel}_tma_{columns}_{dtype}"), grid, 384).shared(232_448)
+        };
+        plan.maps(self.maps()).or(other)
     }
 
     /// A, B, C, and the matrix beside C that the kernel reads or writes.
@@ -196,13 +274,22 @@ mod tests {
             ((4096, 4096, 4096), 0, "gemm_nt_tma_256_bf16"),
             ((3072, 3072, 3072), BIAS, "gemm_nt_tma_192_bf16"),
             ((51_200, 128, 512), BIAS | DROPOUT | RESIDUAL, "gemm_nt_tma_128_bf16"),
-            ((1600, 384, 128), BIAS, "gemm_nt_tma_128_bf16"),
+            ((6400, 384, 128), BIAS, "gemm_nt_tma_192_bf16"),
+            ((6400, 1024, 256), BIAS | GELU, "gemm_nt_tma_256_bf16"),
+            // All tiles at once.
+            ((1600, 1024, 256), BIAS | GELU, "gemm_nt_small_128_bf16"),
+            ((1600, 256, 1024), BIAS | DROPOUT | RESIDUAL, "gemm_nt_small_64_bf16"),
+            ((1600, 768, 256), BIAS, "gemm_nt_small_64_bf16"),
+            ((1600, 384, 128), BIAS, "gemm_nt_small_128_bf16"),
+            ((6400, 128, 512), 0, "gemm_nt_small_128_bf16"),
+            ((6400, 128, 512), BIAS | DROPOUT | RESIDUAL, "gemm_nt_small_64_bf16"),
+            ((256, 256, 256), 0, "gemm_nt_small_64_bf16"),
             // Rows that are not on 16 bytes, sums of rows, one row of tiles, few and long sums.
             ((4096, 4096, 4092), 0, "gemm_nt_wgmma_bf16"),
             ((4096, 4092, 4096), 0, "gemm_nt_wgmma_bf16"),
             ((4096, 4096, 4096), SUMS, "gemm_nt_wgmma_bf16"),
             ((256, 256, 65_536), 0, "gemm_nt_wgmma_bf16"),
-            ((256, 256, 256), 0, "gemm_nt_32_bf16"),
+            ((256, 256, 256), SUMS, "gemm_nt_32_bf16"),
         ] {
             assert_eq!(chosen(dims, flags), kernel, "{dims:?} {flags}");
         }
@@ -210,6 +297,30 @@ mod tests {
         assert_eq!(named(&gemm, "sm_90"), "gemm_nt_wgmma_bf16");
         let gemm = Gemm::dense((4096, 4096, 4096), false, true, 0);
         assert_eq!(named(&gemm, "sm_120"), "gemm_nt_128_bf16");
+    }
+
+    #[test]
+    fn gradients_of_weights_are_split_where_the_sums_are_long() {
+        for (rows, kernel) in [(1600, "gemm_tn_small_64_bf16"), (6400, "gemm_tn_wgmma_bf16")] {
+            let gemm = Gemm::dense((1024, 256, rows), true, false, SUMS | ACCUMULATE);
+            assert_eq!(named(&gemm, "sm_90"), kernel);
+        }
+    }
+
+    #[test]
+    fn buffers_of_small_tiles_leave_room_for_as_many_blocks() {
+        let hopper = Arch::claim("sm_90").expect("in the table");
+        for (dims, grid, blocks) in [
+            ((1600, 1024, 256), [8, 25, 1], 2),
+            ((1600, 256, 1024), [4, 25, 1], 2),
+            ((1600, 768, 256), [12, 25, 1], 3),
+        ] {
+            let gemm = Gemm::dense(dims, false, true, BIAS);
+            let stage = stage(gemm.plan(&hopper, "gemm_bf16"));
+            assert_eq!(stage.grid, grid, "{dims:?}");
+            // Each block takes 1 KiB besides.
+            assert!(blocks * (stage.shared + 1024) <= 228 << 10, "{stage:?}");
+        }
     }
 
     #[test]

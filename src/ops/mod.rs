@@ -36,7 +36,7 @@ use crate::{Error, Result};
 /// that never reads its outputs may say so by `overwrites`.
 macro_rules! op {
     ($type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr) => {
-        op!($type, $name, |$op, $arch, $kernel| $plan, vendor = |_| false);
+        op!($type, $name, |$op, $arch, $kernel| $plan, vendor = |_, _, _| false);
     };
     (
         $type:ty, $name:literal, |$op:ident, $arch:ident, $kernel:ident| $plan:expr,
@@ -73,10 +73,10 @@ macro_rules! op {
             ) -> crate::backend::Route {
                 use crate::backend::Route;
                 use crate::backend::route::{Choice, choose_op};
-                let plain: fn(&$type) -> bool = $vendor;
+                let suits: fn(&$type, &crate::backend::Arch, crate::DType) -> bool = $vendor;
                 match choose_op($name, $arch) {
                     Choice::Host => return Route::Host,
-                    Choice::Blas if plain(self) => return Route::Blas,
+                    Choice::Blas if suits(self, $arch, dtype) => return Route::Blas,
                     Choice::Blas | Choice::Kernel => {}
                 }
                 let $op = self;

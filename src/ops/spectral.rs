@@ -83,7 +83,7 @@ op!(
             }
         }
     },
-    vendor = |_| false,
+    vendor = |_, _, _| false,
     overwrites = |op| op.of.accumulate == 0
 );
 

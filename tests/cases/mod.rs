@@ -95,12 +95,20 @@ pub fn table() -> Vec<Case> {
     table.0
 }
 
-/// Products that fill a large card, for which there are kernels of their own; nothing to be differenced
-/// numerically or run on an emulator. The longest sides choose among tiles of 128, 192 and 256 columns.
+/// Products that large cards have kernels of their own for; nothing to be differenced numerically or run on
+/// an emulator. The longest sides choose among tiles of 128, 192 and 256 columns, the next fill a card with
+/// small tiles, wide ones, and the last have more steps along k than buffers, of either kind of product.
 #[allow(dead_code, reason = "not every test has cards")]
 pub fn that_fill_cards() -> Vec<Case> {
     let mut table = Table(Vec::new());
-    for (m, n, k) in [(4104, 72, 24), (72, 8456, 8), (72, 12_680, 8)] {
+    for (m, n, k) in [
+        (16_904, 72, 24),
+        (72, 16_904, 8),
+        (72, 25_352, 8),
+        (1608, 1032, 24),
+        (72, 136, 1000),
+        (1000, 136, 72),
+    ] {
         for (a_t, b_t) in [(false, false), (false, true), (true, false)] {
             let a: &[usize] = &if a_t { [1, k, m] } else { [1, m, k] };
             let b: &[usize] = &if b_t { [1, n, k] } else { [1, k, n] };
@@ -119,27 +127,34 @@ pub fn that_fill_cards() -> Vec<Case> {
             linear(tape, &v[0], &v[1], After { bias, dropout: 0.3, residual, ..After::default() })
         });
     }
-    // Into what C holds, and into f32 that it holds; the slope of a GELU.
-    let square: [(&[usize], Draw); 2] = [(&[4104, 72], Normal), (&[72, 72], Weight)];
-    table.add("linear of its large residual", &square, |tape, v| {
+    for rows in [4104, 16_904] {
+        onto_what_is_there(&mut table, rows);
+    }
+    table.0
+}
+
+/// Into what C holds, and into f32 that it holds; the slope of a GELU.
+fn onto_what_is_there(table: &mut Table, rows: usize) {
+    let square: [(&[usize], Draw); 2] = [(&[rows, 72], Normal), (&[72, 72], Weight)];
+    table.add(&format!("linear of its residual {rows}"), &square, |tape, v| {
         linear(tape, &v[0], &v[1], After { residual: Some(&v[0]), ..After::default() })
     });
-    table.add("linear of many outputs", &[(&[24, 72], Normal), (&[4104, 72], Weight)], |t, v| {
+    let many: [(&[usize], Draw); 2] = [(&[24, 72], Normal), (&[rows, 72], Weight)];
+    table.add(&format!("linear of {rows} outputs"), &many, |t, v| {
         linear(t, &v[0], &v[1], After::default())
     });
     let mlp: [(&[usize], Draw); 6] = [
-        (&[4104, 72], Normal),
+        (&[rows, 72], Normal),
         (&[80, 72], Weight),
         (&[80], Parameter),
         (&[72, 80], Weight),
         (&[72], Parameter),
-        (&[4104, 72], Normal),
+        (&[rows, 72], Normal),
     ];
-    table.add("large mlp", &mlp, |tape, v| {
+    table.add(&format!("mlp of {rows} rows"), &mlp, |tape, v| {
         let mlp = Mlp { weight1: &v[1], bias1: &v[2], weight2: &v[3], bias2: &v[4], dropout: 0.3 };
         mlp_of(tape, &v[0], &mlp, &v[5])
     });
-    table.0
 }
 
 /// Windows out of recordings on the device, of two blocks with other channels, augmented in every way.
