@@ -16,7 +16,7 @@ use crate::report::{Fold, Report};
 use crate::train::dataset::{self, Dataset};
 use crate::train::device::Found;
 use crate::train::fit::{Ended, Fit, windows_of};
-use crate::train::planner::plan_batch;
+use crate::train::planner::plan_batch_up_to;
 use crate::train::recipe::step_spec;
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
@@ -281,8 +281,8 @@ impl Session<'_> {
         }
         let spec = step_spec(settings, data, &labels, (0, backend.arch().machine))?;
         let arch = backend.arch();
-        let (batch, _) = plan_batch(arch, arch.memory, &spec)?;
-        Ok(batch.min((train.len() / 4).max(1)))
+        let most = train.len() / settings.train.accumulation.max(4);
+        plan_batch_up_to(arch, arch.memory, &spec, most)
     }
 
     fn splits(&self, data: &Dataset) -> Result<Vec<Split>> {

@@ -10,6 +10,7 @@ use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
 use super::loader::{Batch, Loader, Source};
 use super::loss_scale::LossScale;
+use super::planner::plan_exactly;
 use super::recipe::step_spec;
 use super::resident::{Augmented, Resident};
 use super::run_dir::{MetricsLog, RunPaths};
@@ -97,8 +98,7 @@ impl<'a> Fit<'a> {
         let batch = if rows < batch * t.accumulation { rows / t.accumulation } else { batch };
         let machine = backend.arch().machine;
         let spec = step_spec(settings, data, &labels, (batch.max(1), machine))?;
-        let planned = Step::plan(backend.arch(), backend.arch().memory, &spec)?;
-        backend.reserve(&planned)?;
+        backend.reserve(&plan_exactly(backend.arch(), backend.arch().memory, &spec)?)?;
         let step = Step::new(backend, spec)?;
         let subjects: Vec<String> =
             train.iter().map(|w| data.recording(w).subject.clone()).collect();

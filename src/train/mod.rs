@@ -15,6 +15,8 @@ pub mod device;
 pub mod early_stop;
 pub mod fit;
 pub mod inference;
+#[cfg(test)]
+mod limit_tests;
 pub mod loader;
 pub mod loss_scale;
 pub mod planner;

@@ -41,6 +41,13 @@ impl Noted {
     }
 }
 
+/// A recorded step.
+struct Recorded {
+    ops: Vec<Noted>,
+    /// Its addresses are in the step's memory.
+    _needs_memory: Arc<()>,
+}
+
 /// f32 stand-ins for 16-bit operands of one launch.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -56,6 +63,8 @@ pub struct Cpu {
     memory: Arc<HostMemory>,
     pool: ThreadPool,
     noted: Mutex<Option<Vec<Noted>>>,
+    /// As many as there are recordings, and one.
+    recordings: Arc<()>,
     scratch: Mutex<Scratch>,
     profile: Mutex<Option<Profile>>,
     /// Held by the one caller whose work is in the pool. Taken outside it: a worker that waits for
@@ -103,6 +112,7 @@ impl Cpu {
             memory: Arc::default(),
             pool,
             noted: Mutex::default(),
+            recordings: Arc::default(),
             scratch: Mutex::default(),
             profile: Mutex::default(),
             turn: Mutex::default(),
@@ -293,11 +303,12 @@ impl Backend for Cpu {
         let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ended = self.arena.end_step();
         done.and(ended)?;
-        Ok(Some(Replay(Box::new(noted.unwrap_or_default()))))
+        let (ops, _needs_memory) = (noted.unwrap_or_default(), Arc::clone(&self.recordings));
+        Ok(Some(Replay(Box::new(Recorded { ops, _needs_memory }))))
     }
 
     fn replay(&self, replay: &Replay) -> Result<()> {
-        let noted = replay.0.downcast_ref::<Vec<Noted>>();
+        let noted = replay.0.downcast_ref::<Recorded>().map(|recorded| &recorded.ops);
         let noted = noted.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // One hand-over to the pool for the whole step, not one per op.
@@ -306,6 +317,15 @@ impl Backend for Cpu {
 
     fn reserve(&self, planned: &MemoryUse) -> Result<()> {
         self.arena.reserve(planned, &|bytes| self.grow(bytes))
+    }
+
+    fn trim(&self) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let unrecorded = Arc::strong_count(&self.recordings) == 1;
+        self.arena.trim(unrecorded, &|address| {
+            self.memory.release(address);
+            Ok(())
+        })
     }
 
     fn memory(&self) -> MemoryUse {

@@ -179,7 +179,7 @@ impl<D: Driver> Gpu<D> {
         let mut operands = Operands::of(op.name(), io)?;
         if plan.workspace > 0 {
             // Given back at once: the queue runs in order, so later work may use the same bytes.
-            let what = format_args!("workspace of {}", op.name());
+            let what = format_args!("workspace of {} u8[{}]", op.name(), plan.workspace);
             operands.workspace = self.alloc(plan.workspace, &what)?.address();
         }
         let launch = |stage: &Stage| {
