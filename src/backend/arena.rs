@@ -53,6 +53,11 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
+    /// What is handed out now, of both regions.
+    pub fn live(&self) -> u64 {
+        self.held + self.step
+    }
+
     /// What a device must have for this: both regions at their highest.
     pub fn peak(&self) -> u64 {
         self.held_peak + self.step_peak

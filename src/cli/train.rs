@@ -71,7 +71,8 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
             (resolved, run, false)
         }
     };
-    let session = Session { resolved: &resolved, paths: &run.paths, console, resume };
+    let profiled = args.wants_trace();
+    let session = Session { resolved: &resolved, paths: &run.paths, console, resume, profiled };
     let ended = match console.log_to(&run.paths.log()).and_then(|()| session.run(found)) {
         Ok(ended) => ended,
         Err(error) => {
@@ -109,6 +110,7 @@ struct Session<'a> {
     paths: &'a RunPaths,
     console: &'a Console,
     resume: bool,
+    profiled: bool,
 }
 
 /// What one split gave.
@@ -176,6 +178,7 @@ impl Session<'_> {
             if i == 0 {
                 self.describe(&fit, &backend, batch);
             }
+            fit.profile(self.profiled);
             if fit.run(self.resume)? == Ended::Interrupted {
                 return Ok(Ended::Interrupted);
             }

@@ -1,14 +1,17 @@
-//! A limit on memory, held against a card that has no byte more.
+//! A limit on memory, held against a card that has no byte more; and a step's profile by such a card's
+//! clock.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::planner::{plan_batch, plan_exactly};
+use super::profile::layer_of;
 use super::recipe::eval_batch;
 use super::resident::{Resident, tests::cache};
 use super::step::{Objective, Step, StepSpec};
 use crate::backend::gpu::Gpu;
 use crate::backend::gpu::paper::Paper;
-use crate::backend::{Arch, Backend};
+use crate::backend::{Arch, Backend, Timed};
 use crate::data::rng::Rng;
 use crate::data::window::Window;
 use crate::model::{EegFormerConfig, ModelConfig};
@@ -107,4 +110,33 @@ fn a_card_with_no_byte_more_than_the_limit_is_enough() {
         assert!(error.contains("], with a batch of 1"), "{name}: {error}");
     }
     assert!(beside.iter().all(|&n| n > 5), "recordings beside the step: {beside:?}");
+}
+
+/// By a clock that goes on with each launch, ops follow each other without gap, each in its layer.
+#[test]
+fn a_cards_profile_knows_ops_layers_and_memory() {
+    let card = Arch::claim("sm_90").expect("known");
+    let spec = StepSpec { batch: 4, eval_batch: 4, ..spec(&mut Rng::new(3, 0), &card) };
+    let gpu = Arc::new(Gpu::new(Paper::new(card.clone(), 1 << 30), card, 1 << 30));
+    let step = Step::new(Arc::clone(&gpu) as Arc<dyn Backend>, spec).expect("fits");
+    train(&step, 1).expect("runs");
+    gpu.timings(true).expect("starts");
+    train(&step, 2).expect("runs");
+    train(&step, 3).expect("runs");
+    let ops = gpu.timings(false).expect("reads").expect("was on");
+    assert!(gpu.timings(false).expect("reads").is_none());
+    let (mut at, peak) = (0.0, gpu.memory().peak());
+    for op in &ops {
+        assert!(op.start_ms == at && op.ms >= 1.0 && op.bytes > 0, "{op:?} at {at}");
+        assert!(op.live > 0 && op.live <= peak, "{op:?}");
+        at += op.ms;
+    }
+    let half = ops.len() / 2;
+    let names = |ops: &[Timed]| ops.iter().map(|op| (op.op, op.scope.clone())).collect::<Vec<_>>();
+    assert_eq!(names(&ops[..half]), names(&ops[half..]), "two equal steps");
+    let layers: BTreeSet<(&str, bool)> = ops.iter().map(|op| layer_of(&op.scope)).collect();
+    for layer in [("layers.0.self_attn", false), ("layers.0.mlp", true), ("patch_embed", false)] {
+        assert!(layers.contains(&layer), "{layer:?} of {layers:?}");
+    }
+    assert_eq!(ops.last().map(|op| op.scope.as_str()), Some("optimizer"));
 }
