@@ -115,10 +115,10 @@ fn steps(wanted: &str) {
 /// Where the time of a step goes, op by op, each launched alone.
 fn print_ops(gpu: &Gpu<Cuda>, step: &Step) {
     train(step, 90);
-    gpu.timings(true);
+    gpu.timings(true).expect("starts");
     (0..3).for_each(|i| train(step, 91 + i));
     let mut sums: Vec<(&str, usize, f64)> = Vec::new();
-    for timed in gpu.timings(false).unwrap_or_default() {
+    for timed in gpu.timings(false).expect("runs").unwrap_or_default() {
         match sums.iter_mut().find(|(op, ..)| *op == timed.op) {
             Some((_, count, ms)) => (*count, *ms) = (*count + 1, *ms + timed.ms),
             None => sums.push((timed.op, 1, timed.ms)),

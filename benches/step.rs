@@ -4,6 +4,7 @@
 //! `cargo bench --bench step`. PyTorch runs when `ENGINE_PYTHON` names a Python that has it
 //! (`benches/peers/requirements.txt`); `ENGINE_BENCH_THREADS` sets the threads of both (default 2).
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::process::Command;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use engine::DType;
+use engine::backend::Backend;
 use engine::backend::cpu::Cpu;
 use engine::data::rng::Rng;
 use engine::model::{EegFormerConfig, ModelConfig};
@@ -85,12 +87,17 @@ fn median(step: &Step, runs: u64) -> f64 {
 fn print_profile(cpu: &Cpu, step: &Step) {
     let runs = 10;
     run(step, 1);
-    cpu.profile(true);
+    cpu.timings(true).expect("starts");
     (0..runs).for_each(|i| run(step, i + 1));
-    let mut ops: Vec<_> = cpu.profile(false).unwrap_or_default().into_iter().collect();
-    ops.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
-    for (name, (count, time)) in ops {
-        let each = time.as_secs_f64() * 1e3 / runs as f64;
+    let mut ops: BTreeMap<&str, (u64, f64)> = BTreeMap::new();
+    for timed in cpu.timings(false).expect("runs").unwrap_or_default() {
+        let (count, ms) = ops.entry(timed.op).or_default();
+        (*count, *ms) = (*count + 1, *ms + timed.ms);
+    }
+    let mut ops: Vec<_> = ops.into_iter().collect();
+    ops.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
+    for (name, (count, ms)) in ops {
+        let each = ms / runs as f64;
         println!("  {name:<24} {:>4} runs {each:8.3} ms", count / runs);
     }
 }

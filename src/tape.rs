@@ -250,7 +250,7 @@ impl<'s> Tape<'s> {
         for i in (0..=last).rev() {
             let closure = self.nodes.borrow_mut()[i].take();
             if let (Some(grad), Some((closure, scope))) = (grads.slots[i].take(), closure) {
-                self.backend().enter(&scope);
+                self.backend().enter(&format!("{scope} backward"));
                 self.scope.replace(scope);
                 closure(&mut grads, grad)?;
             }

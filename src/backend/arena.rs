@@ -19,8 +19,14 @@ use crate::{Error, Result};
 /// Every block begins on this many bytes: a cache line pair, and what 128-bit loads and TMA want.
 pub const ALIGN: usize = 256;
 
-/// Least bytes a region asks of its backend at once when nothing was reserved for it.
+/// Least bytes a region asks of its backend at once when nothing was reserved for it, far from the
+/// limit.
 const CHUNK: usize = 32 << 20;
+/// Near the limit, a region asks for no more than this share of what is left: the other one may need
+/// the rest.
+const SHARE: u64 = 8;
+/// A chunk of the planner's, which is no memory.
+const ENDLESS: usize = 1 << 46;
 
 const REMEDY: &str = "take a smaller batch (`--batch auto` plans the largest that fits), more \
                       accumulation, or `--set train.recompute=layers`";
@@ -47,6 +53,11 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
+    /// What is handed out now, of both regions.
+    pub fn live(&self) -> u64 {
+        self.held + self.step
+    }
+
     /// What a device must have for this: both regions at their highest.
     pub fn peak(&self) -> u64 {
         self.held_peak + self.step_peak
@@ -119,6 +130,11 @@ impl Region {
         self.chunks.iter().map(|chunk| chunk.peak as u64).sum()
     }
 
+    /// Bytes its backend gave it, used or not.
+    fn capacity(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.capacity as u64).sum()
+    }
+
     fn take(&mut self, bytes: usize, room: u64) -> Option<u64> {
         let address = self.chunks.iter_mut().find_map(|chunk| chunk.take(bytes, room))?;
         self.used += bytes as u64;
@@ -171,7 +187,7 @@ impl Arena {
 
     /// An arena with one endless chunk a region: the planner's.
     pub(crate) fn endless(limit: u64) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), limit, chunk: 1 << 46 })
+        Arc::new(Self { state: Mutex::default(), limit, chunk: ENDLESS })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -211,10 +227,21 @@ impl Arena {
                 remedy: REMEDY.into(),
             });
         }
+        let mut given = state.held.capacity() + state.step.capacity();
         let State { held, step, .. } = &mut *state;
         for (region, bytes) in [(held, planned.held_peak), (step, planned.step_peak)] {
             let present = region.chunks.iter().map(|chunk| chunk.capacity).max().unwrap_or(0);
             if bytes as usize > present {
+                if given + bytes > self.limit {
+                    return Err(Error::OutOfMemory {
+                        what: "the planned step beside what is there already".into(),
+                        requested: bytes,
+                        held: given,
+                        capacity: self.limit,
+                        remedy: REMEDY.into(),
+                    });
+                }
+                given += bytes;
                 region.add_chunk(bytes as usize, grow)?;
                 region.chunks.rotate_right(1);
             }
@@ -237,12 +264,16 @@ impl Arena {
         let held = state.held.peak() + state.step.peak();
         let room = self.limit.saturating_sub(held);
         let recording = state.recording;
+        let growth = self.growth(&state, size).filter(|_| size as u64 <= room);
         let region = if recording { &mut state.step } else { &mut state.held };
         let mut address = region.take(size, room);
-        if address.is_none() && size as u64 <= room {
-            region.add_chunk(size.max(self.chunk), grow)?;
+        if let Some(bytes) = growth.filter(|_| address.is_none()) {
+            region.add_chunk(bytes, grow)?;
             address = region.take(size, room);
         }
+        // Where the books had room, it is what the chunks hold besides that is in the way.
+        let given = state.held.capacity() + state.step.capacity();
+        let held = if size as u64 <= room { given } else { held };
         drop(state);
         match address {
             Some(address) => Ok(super::Mem::new(Arc::clone(self), address, size, recording)),
@@ -254,6 +285,18 @@ impl Arena {
                 remedy: REMEDY.into(),
             }),
         }
+    }
+
+    /// Bytes to ask for a block of `size`; None where the backend has given as much as the limit allows.
+    /// What it gives counts, not what of it is used: that is what a device would be out of.
+    fn growth(&self, state: &State, size: usize) -> Option<usize> {
+        if self.chunk == ENDLESS {
+            return Some(ENDLESS);
+        }
+        let given = state.held.capacity() + state.step.capacity();
+        let left = self.limit.saturating_sub(given);
+        let ample = (left / SHARE).min(self.chunk as u64) as usize;
+        (size as u64 <= left).then(|| size.max(ample / ALIGN * ALIGN))
     }
 
     pub(super) fn free(&self, address: u64, bytes: usize, step: bool) {
@@ -402,6 +445,50 @@ mod tests {
         assert!(refused.to_string().contains("second [1]"), "{refused}");
         drop(first);
         arena.alloc(1, &"third", &grow).expect("room again");
+    }
+
+    /// What a backend is asked for stays within the limit, and no byte of the limit is out of reach.
+    #[test]
+    fn no_more_than_the_limit_is_asked_of_a_backend() {
+        for round in 0..40 {
+            let mut rng = Rng::new(11, round);
+            let limit = (1 + rng.below(3 * CHUNK)) as u64;
+            let (next, given) = (AtomicU64::new(1 << 20), AtomicU64::new(0));
+            let grow = |bytes: usize| {
+                given.fetch_add(bytes as u64, Ordering::Relaxed);
+                Ok(next.fetch_add(bytes as u64, Ordering::Relaxed))
+            };
+            let arena = Arena::new(limit);
+            let mut live = Vec::new();
+            while let Ok(mem) = arena.alloc(1 + rng.below(CHUNK / 9), &"x", &grow) {
+                live.push(mem);
+            }
+            while let Ok(mem) = arena.alloc(1, &"x", &grow) {
+                live.push(mem);
+            }
+            let given = given.load(Ordering::Relaxed);
+            assert!(given <= limit && limit - given < ALIGN as u64, "{given} of {limit}");
+            assert!(limit - arena.usage().held < ALIGN as u64);
+        }
+    }
+
+    /// A planned step that takes all of a limit leaves nothing, and is given all of it.
+    #[test]
+    fn a_reserved_limit_is_full() {
+        let grow = |_: usize| Ok(1 << 20);
+        let planned = MemoryUse { held_peak: 1 << 20, step_peak: 3 << 20, ..MemoryUse::default() };
+        let arena = Arena::new(planned.peak());
+        arena.reserve(&planned, &grow).expect("fits exactly");
+        let held = arena.alloc(1 << 20, &"held", &grow).expect("was reserved");
+        let refused = arena.alloc(1, &"resident", &grow).expect_err("full");
+        assert!(refused.to_string().contains("resident"), "{refused}");
+        arena.begin_step().expect("free");
+        drop(arena.alloc(3 << 20, &"step", &grow).expect("was reserved"));
+        arena.end_step().expect("empty");
+        drop(held);
+        // As before a larger fold, had nothing been given back.
+        let more = MemoryUse { held_peak: 2 << 20, ..planned };
+        assert!(arena.reserve(&more, &grow).is_err(), "both chunks would pass the limit");
     }
 
     #[test]

@@ -110,15 +110,26 @@ impl Debug for Replay {
     }
 }
 
-/// Time of one op on the device.
+/// Time and memory of one op on the device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timed {
     /// Name of the op.
     pub op: &'static str,
-    /// Layer that enqueued it: "layers.3.mlp".
+    /// Layer that enqueued it: "layers.3.mlp", "layers.3.mlp backward".
     pub scope: String,
+    /// When it began, milliseconds after the first op that was timed.
+    pub start_ms: f64,
     /// Milliseconds.
     pub ms: f64,
+    /// Bytes of its operands: those it reads and those it writes.
+    pub bytes: u64,
+    /// Bytes of the device's memory that held something while it ran.
+    pub live: u64,
+}
+
+/// Bytes of an op's operands.
+fn operand_bytes(io: Io<'_>) -> u64 {
+    io.inputs.iter().chain(io.outputs).map(|view| view.span_bytes() as u64).sum()
 }
 
 /// Bytes that are on their way to the host.
@@ -223,10 +234,13 @@ pub trait Backend: Debug + Send + Sync {
     /// What is enqueued from here on belongs to this layer, as profiles name it.
     fn enter(&self, _scope: &str) {}
 
-    /// Starts timing every op (replays then run op by op), or stops and gives what was timed since;
-    /// None where nothing was.
-    fn timings(&self, _on: bool) -> Option<Vec<Timed>> {
-        None
+    /// Starts timing every op (replays then run op by op), or stops, waits, and gives what was timed
+    /// since; None where nothing was.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn timings(&self, _on: bool) -> Result<Option<Vec<Timed>>> {
+        Ok(None)
     }
 }
 

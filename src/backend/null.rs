@@ -78,7 +78,8 @@ impl Backend for Null {
             && plan.workspace > 0
         {
             // Given back at once: what is enqueued later may use the same bytes.
-            drop(self.alloc(plan.workspace, &format_args!("workspace of {}", op.name()))?);
+            let what = format_args!("workspace of {} u8[{}]", op.name(), plan.workspace);
+            drop(self.alloc(plan.workspace, &what)?);
         }
         let launch = Launch {
             op: op.name(),

@@ -83,16 +83,27 @@ pub struct SettingsArgs {
     /// File of settings (TOML); flags go before it, it goes before the profile
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Starting point for a machine; without it, the one that fits the device
-    #[arg(long, value_parser = PossibleValuesParser::new(profile_words()))]
-    pub profile: Option<String>,
+    /// Starting point for a machine; without it, the one that fits the device. Without a name (or
+    /// with `trace`), `engine train` says where time and memory of some steps go, by op and layer,
+    /// and writes trace.json for ui.perfetto.dev; may be given both ways
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 0..=1,
+        default_missing_value = TRACE,
+        value_parser = PossibleValuesParser::new(profile_words())
+    )]
+    pub profile: Vec<String>,
     /// Any field of the settings, as in train.weight_decay=0.01; may be repeated
     #[arg(long = "set", value_name = "SECTION.FIELD=VALUE")]
     pub set: Vec<String>,
 }
 
+/// The word of `--profile` that stands for a profile of the run itself.
+const TRACE: &str = "trace";
+
 fn profile_words() -> Vec<&'static str> {
-    PROFILES.iter().map(|profile| profile.name).chain(["off"]).collect()
+    PROFILES.iter().map(|profile| profile.name).chain(["off", TRACE]).collect()
 }
 
 /// Flags of the data.
@@ -125,6 +136,8 @@ Examples:
       the control: every score must fall to chance
   engine train --resume runs/20250131-120000-eegformer-sex
       go on with a run that was stopped
+  engine train --profile rtx3060 --profile
+      with the sizes for an RTX 3060, and a profile of some steps
 
 A flag goes before the file, the file before the profile, the profile before the default; the run's
 config.toml says of every value where it came from.")]
@@ -166,7 +179,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Go on with an earlier run, with its settings
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "profile", "run", "model", "init"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "run", "model", "init"])]
     pub resume: Option<PathBuf>,
     /// Settings
     #[command(flatten)]
@@ -414,9 +427,25 @@ impl DeviceArgs {
 }
 
 impl SettingsArgs {
+    /// True where time and memory of some steps are wanted.
+    fn wants_trace(&self) -> bool {
+        self.profile.iter().any(|word| word == TRACE)
+    }
+
+    /// The starting point that `--profile` names.
+    fn starting_point(&self) -> Result<Option<&String>> {
+        let mut named = self.profile.iter().filter(|word| *word != TRACE);
+        let first = named.next();
+        if let (Some(first), Some(second)) = (first, named.next()) {
+            let problem = format!("names two starting points, {first} and {second}");
+            return Err(Error::input("--profile", problem, "name one"));
+        }
+        Ok(first)
+    }
+
     /// `--set` comes last: it goes before the other flags.
     fn collect(&self, to: &mut Collected) -> Result<()> {
-        to.put("--profile", "run.profile", self.profile.clone());
+        to.put("--profile", "run.profile", self.starting_point()?.cloned());
         for text in &self.set {
             to.0.push(Assignment::parse(text)?);
         }
@@ -432,6 +461,11 @@ impl OutputArgs {
 }
 
 impl TrainArgs {
+    /// True where time and memory of some steps are wanted, by op and layer.
+    pub fn wants_trace(&self) -> bool {
+        self.settings.wants_trace()
+    }
+
     /// What the flags say about the settings: the top layer of
     /// [`resolve`](crate::config::resolve).
     ///
@@ -439,6 +473,11 @@ impl TrainArgs {
     /// [`Error::Input`] naming the flag for a malformed `--set` or a path that is not UTF-8.
     pub fn assignments(&self) -> Result<Vec<Assignment>> {
         let mut all = Collected::default();
+        if let (Some(name), Some(_)) = (self.settings.starting_point()?, &self.resume) {
+            let problem = format!("{name} cannot be had with --resume: a run keeps its settings");
+            let remedy = "leave one of the two out; --profile alone profiles the steps";
+            return Err(Error::input("--profile", problem, remedy));
+        }
         self.source.collect(&mut all)?;
         all.put("--model", "model.name", self.model.clone());
         all.put_number("--batch", "train.batch", self.batch.as_ref());
@@ -464,6 +503,11 @@ impl PrepareArgs {
     /// # Errors
     /// As [`TrainArgs::assignments`].
     pub fn assignments(&self) -> Result<Vec<Assignment>> {
+        if self.settings.wants_trace() {
+            let problem = "names no starting point, and there are no steps to profile";
+            let remedy = format!("name one of {}", profile_words().join(", "));
+            return Err(Error::input("--profile", problem, remedy.replace(", trace", "")));
+        }
         let mut all = Collected::default();
         self.source.collect(&mut all)?;
         all.put_number("--threads", "train.threads", self.threads.as_ref());
@@ -474,116 +518,5 @@ impl PrepareArgs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Origin, resolve};
-    use clap::CommandFactory;
-    use std::path::Path;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
-    }
-
-    fn train(line: &str) -> TrainArgs {
-        match parse(line).expect("valid").command {
-            Command::Train(args) => *args,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_commands_are_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    /// Each line "engine ..." of each help text is a command line that works.
-    #[test]
-    fn the_examples_of_the_help_parse() {
-        fn walk(command: &clap::Command, seen: &mut usize) {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            for line in help.lines().map(str::trim).filter(|line| line.starts_with("engine ")) {
-                let args = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-                if let Command::Train(args) = args.command {
-                    args.assignments().expect("valid flags");
-                }
-                *seen += 1;
-            }
-            command.get_subcommands().for_each(|inner| walk(inner, seen));
-        }
-        let mut seen = 0;
-        walk(&Cli::command(), &mut seen);
-        assert!(seen > 20, "{seen} examples");
-    }
-
-    #[test]
-    fn every_flag_reaches_its_field() {
-        let args = train(
-            "engine train --data d --target sex --task A,B --task C --model shallow --batch 24 \
-             --epochs 3 --max-steps 99 --lr 1e-4 --seed 5 --folds 4 --shuffle-labels --amp f16 \
-             --init i.safetensors --run r --device cpu --memory 6GB --gemm native --route \
-             spectral=gpu --threads 3 --quiet --profile off --set train.warmup=7 --set \
-             data.reference=recorded",
-        );
-        let flags = args.assignments().expect("valid");
-        let found = resolve(None, &flags, Some("h200")).expect("valid settings");
-        let s = &found.settings;
-        assert_eq!(s.data.dir.as_deref(), Some(Path::new("d")));
-        assert_eq!((s.data.target.as_str(), s.data.tasks.join(" ")), ("sex", "A B C".to_string()));
-        assert_eq!((s.data.folds, s.data.shuffle_labels), (4, true));
-        assert_eq!(s.data.reference, crate::config::Reference::Recorded);
-        assert_eq!((s.train.batch, s.train.epochs, s.train.max_steps), (Some(24), 3, Some(99)));
-        assert_eq!((s.train.lr, s.train.seed, s.train.amp), (1e-4, 5, Amp::F16));
-        assert_eq!(s.train.warmup, crate::config::Warmup::Steps(7));
-        assert_eq!(s.train.init.as_deref(), Some(Path::new("i.safetensors")));
-        assert_eq!(s.run.dir.as_deref(), Some(Path::new("r")));
-        assert_eq!((s.device.device, s.device.gemm), (DeviceName::Cpu, Gemm::Native));
-        assert_eq!(s.device.memory.map(|m| m.0), Some(6_000_000_000));
-        assert_eq!((s.train.threads, s.run.quiet, s.run.json), (Some(3), true, false));
-        assert_eq!((s.model.name, s.run.profile.as_deref()), (ModelName::Shallow, None));
-        assert_eq!(s.device.route.len(), 1);
-        // Every flag given is the origin of a field, and no profile was laid under them.
-        for flag in &flags {
-            assert_eq!(found.origin(&flag.field), &Origin::Flag(flag.flag.clone()));
-        }
-        assert_eq!(flags.len(), 23);
-        assert_eq!(found.origin("model.d_model"), &Origin::Default);
-    }
-
-    #[test]
-    fn no_flag_says_nothing() {
-        assert_eq!(train("engine train").assignments().expect("valid"), []);
-    }
-
-    #[test]
-    fn a_wrong_value_names_its_flag() {
-        for (line, parts) in [
-            ("engine train --batch many", ["--batch", "auto"]),
-            ("engine train --memory 6XB", ["--memory", "6GB"]),
-            ("engine train --epochs -3", ["--epochs", "a whole number"]),
-            ("engine train --route spectral", ["--route", "spectral=cpu"]),
-            ("engine train --threads 0", ["--threads", "all cores"]),
-            ("engine train --set train.epoch=3", ["--set train.epoch=3", "`epochs`"]),
-            ("engine train --set d_model=3", ["--set d_model=3", "section.field"]),
-            ("engine train --folds 1", ["--folds", "2 or more"]),
-        ] {
-            let flags = train(line).assignments();
-            let error = flags.and_then(|flags| resolve(None, &flags, None)).expect_err(line);
-            let text = error.to_string();
-            assert!(parts.iter().all(|part| text.contains(part)), "{line}: {text}");
-            assert_eq!(error.exit_code(), 2);
-        }
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        for line in [
-            "engine train --quiet --json",
-            "engine train --resume r --config c",
-            "engine train --resume r --run s",
-            "engine train --profile rtx3061",
-            "engine data synth d --ages 5",
-        ] {
-            assert!(parse(line).is_err(), "{line}");
-        }
-    }
-}
+#[path = "args_tests.rs"]
+mod tests;

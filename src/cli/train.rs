@@ -16,7 +16,7 @@ use crate::report::{Fold, Report};
 use crate::train::dataset::{self, Dataset};
 use crate::train::device::Found;
 use crate::train::fit::{Ended, Fit, windows_of};
-use crate::train::planner::plan_batch;
+use crate::train::planner::plan_batch_up_to;
 use crate::train::recipe::step_spec;
 use crate::train::results::{self, Collected};
 use crate::train::run_dir::{RunDir, RunPaths};
@@ -71,7 +71,8 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
             (resolved, run, false)
         }
     };
-    let session = Session { resolved: &resolved, paths: &run.paths, console, resume };
+    let profiled = args.wants_trace();
+    let session = Session { resolved: &resolved, paths: &run.paths, console, resume, profiled };
     let ended = match console.log_to(&run.paths.log()).and_then(|()| session.run(found)) {
         Ok(ended) => ended,
         Err(error) => {
@@ -109,6 +110,7 @@ struct Session<'a> {
     paths: &'a RunPaths,
     console: &'a Console,
     resume: bool,
+    profiled: bool,
 }
 
 /// What one split gave.
@@ -176,6 +178,7 @@ impl Session<'_> {
             if i == 0 {
                 self.describe(&fit, &backend, batch);
             }
+            fit.profile(self.profiled);
             if fit.run(self.resume)? == Ended::Interrupted {
                 return Ok(Ended::Interrupted);
             }
@@ -281,8 +284,8 @@ impl Session<'_> {
         }
         let spec = step_spec(settings, data, &labels, (0, backend.arch().machine))?;
         let arch = backend.arch();
-        let (batch, _) = plan_batch(arch, arch.memory, &spec)?;
-        Ok(batch.min((train.len() / 4).max(1)))
+        let most = train.len() / settings.train.accumulation.max(4);
+        plan_batch_up_to(arch, arch.memory, &spec, most)
     }
 
     fn splits(&self, data: &Dataset) -> Result<Vec<Split>> {

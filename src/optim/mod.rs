@@ -169,6 +169,10 @@ impl Optimizer {
     /// # Errors
     /// As [`Tape::run`].
     pub fn enqueue(&self, tape: &Tape<'_>) -> Result<()> {
+        tape.scoped("optimizer", || self.enqueue_update(tape))
+    }
+
+    fn enqueue_update(&self, tape: &Tape<'_>) -> Result<()> {
         let params = tape.params();
         let (values, grads) = (params.trained_values()?, params.grads());
         let n = crate::ops::size(grads.numel());

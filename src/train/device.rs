@@ -90,7 +90,7 @@ impl Found {
                 let mut arch = with_wishes(card.arch(), d.gemm, &d.route)?;
                 arch.wishes.tf32 = amp == Amp::Tf32;
                 let (free, total) = card.memory()?;
-                let limit = limit.unwrap_or_else(|| budget(free));
+                let limit = within(limit, free, &mut said);
                 arch.memory = limit;
                 let name = format!("{} ({})", card.name(), arch.name);
                 let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
@@ -104,6 +104,23 @@ impl Found {
             }
         }
     }
+}
+
+/// Bytes that a run may take of a card: the limit asked for, but never more than is free, less what
+/// recordings of steps and the driver take later on.
+fn within(limit: Option<u64>, free: u64, said: &mut Vec<String>) -> u64 {
+    let most = budget(free);
+    if let Some(limit) = limit.filter(|&limit| limit > most) {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        said.push(format!(
+            "--memory asks for {:.2} GiB, of the card {:.2} are free: {:.2} are taken, the rest is for \
+             the driver",
+            gib(limit),
+            gib(free),
+            gib(most)
+        ));
+    }
+    limit.map_or(most, |limit| limit.min(most))
 }
 
 /// The profile for a card by its memory, and by whether it has bf16, which the larger ones want.
@@ -123,7 +140,7 @@ fn open_hip(card: Hip, settings: &Settings, said: &mut Vec<String>) -> Result<Ar
     let mut arch = with_wishes(card.arch(), d.gemm, &d.route)?;
     check_amp(amp, &arch)?;
     let (free, total) = card.memory()?;
-    let (limit, left) = hip_memory(&card, d, free)?;
+    let (limit, left) = hip_memory(&card, d, free, said)?;
     arch.memory = limit;
     let (_, version) = hip::runtime()?;
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
@@ -149,10 +166,15 @@ fn open_hip(card: Hip, settings: &Settings, said: &mut Vec<String>) -> Result<Ar
 }
 
 /// Bytes that may be taken of a card, and what to say about those that are not.
-fn hip_memory(card: &Hip, wanted: &DeviceSettings, free: u64) -> Result<(u64, String)> {
+fn hip_memory(
+    card: &Hip,
+    wanted: &DeviceSettings,
+    free: u64,
+    said: &mut Vec<String>,
+) -> Result<(u64, String)> {
     let reserve = card.reserve();
     if let Some(limit) = wanted.memory {
-        return Ok((limit.0, String::new()));
+        return Ok((within(Some(limit.0), free, said), String::new()));
     }
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     if free <= reserve {
@@ -216,6 +238,17 @@ mod tests {
                 crate::config::resolve(None, &[], Some(profile)).expect("valid").settings;
             check_amp(settings.train.amp, &arch).expect(name);
         }
+    }
+
+    #[test]
+    fn a_limit_is_kept_and_never_more_than_is_free() {
+        let mut said = Vec::new();
+        assert_eq!(within(Some(6_000_000_000), 80 << 30, &mut said), 6_000_000_000);
+        assert_eq!(within(None, 1000, &mut said), 900);
+        assert!(said.is_empty());
+        // A card of 6 GB, of which a desktop and the driver have taken some.
+        assert_eq!(within(Some(6_000_000_000), 5_600_000_000, &mut said), 5_040_000_000);
+        assert_eq!(said.len(), 1, "{said:?}");
     }
 
     #[test]

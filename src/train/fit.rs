@@ -10,6 +10,8 @@ use super::dataset::Dataset;
 use super::early_stop::{Better, EarlyStop, Verdict};
 use super::loader::{Batch, Loader, Source};
 use super::loss_scale::LossScale;
+use super::planner::plan_exactly;
+use super::profile::Profiler;
 use super::recipe::step_spec;
 use super::resident::{Augmented, Resident};
 use super::run_dir::{MetricsLog, RunPaths};
@@ -50,6 +52,8 @@ pub struct Fit<'a> {
     pub(super) resident: Option<Resident>,
     /// Writes checkpoints beside the steps.
     saver: Saver,
+    /// Some steps are profiled.
+    profiled: bool,
 }
 
 /// How a training ended.
@@ -97,8 +101,7 @@ impl<'a> Fit<'a> {
         let batch = if rows < batch * t.accumulation { rows / t.accumulation } else { batch };
         let machine = backend.arch().machine;
         let spec = step_spec(settings, data, &labels, (batch.max(1), machine))?;
-        let planned = Step::plan(backend.arch(), backend.arch().memory, &spec)?;
-        backend.reserve(&planned)?;
+        backend.reserve(&plan_exactly(backend.arch(), backend.arch().memory, &spec)?)?;
         let step = Step::new(backend, spec)?;
         let subjects: Vec<String> =
             train.iter().map(|w| data.recording(w).subject.clone()).collect();
@@ -148,7 +151,14 @@ impl<'a> Fit<'a> {
             schedule,
             resident,
             saver: Saver::default(),
+            profiled: false,
         })
+    }
+
+    /// Times some steps of the training op by op, says where time and memory go, and writes a trace into
+    /// the run's folder. The weights do not depend on it.
+    pub fn profile(&mut self, on: bool) {
+        self.profiled = on;
     }
 
     fn start_from_init(&self) -> Result<()> {
@@ -218,9 +228,15 @@ impl<'a> Fit<'a> {
             windows: 0,
             unread: VecDeque::with_capacity(2),
             last_loss: None,
+            profiler: Profiler::new(
+                self.profiled.then(|| self.paths.trace()),
+                &self.step.params().backend().arch().name,
+                total - progress.step,
+            ),
         };
         let ended = self.epochs(&mut progress, &mut course)?;
         self.finish_saving(&mut course)?;
+        course.profiler.finish(self.console)?;
         self.tell(&course);
         course.bar.finish();
         Ok(ended)
@@ -261,7 +277,7 @@ impl<'a> Fit<'a> {
 
     /// What is left of an epoch, or of the training.
     fn pass(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<Ended> {
-        let rows = self.step.rows();
+        let (rows, backend) = (self.step.rows(), self.step.params().backend());
         let order = self.sampler.order(progress.epoch);
         let left = self.sampler.batches() as u64 - progress.step_in_epoch;
         let left = left.min(self.schedule.total() - progress.step) as usize;
@@ -270,7 +286,9 @@ impl<'a> Fit<'a> {
             let (first, threads) = ((rows, progress.step), self.settings.train.workers);
             let mut loader = Loader::start(scope, &self.source, order, first, threads)?;
             for _ in 0..left {
+                course.profiler.begin(backend)?;
                 loader.next(|batch| self.one_step(batch, progress, course))?;
+                course.profiler.end(backend, progress.step, self.console)?;
                 course.windows += rows as u64;
                 // The results of a step are read once the next one is under way.
                 let stop = signal::stop_requested();
@@ -510,6 +528,7 @@ struct Course<'a> {
     /// Steps whose results were not read yet, by number.
     unread: VecDeque<(u64, Results)>,
     last_loss: Option<f64>,
+    profiler: Profiler,
 }
 
 /// Where the time of a training went.

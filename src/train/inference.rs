@@ -11,7 +11,7 @@ use super::run_dir::{RunDir, RunPaths};
 use super::state::{About, Loaded};
 use super::step::{Objective, Step, StepSpec};
 use super::target::Target;
-use crate::backend::Backend;
+use crate::backend::{Backend, MemoryUse};
 use crate::config::{self, Settings};
 use crate::data::prepare::Progress;
 use crate::data::{Recording, bids, montage, prepare, preprocess};
@@ -39,7 +39,7 @@ impl Predictor {
         let loaded = Loaded::open(path)?;
         let about = loaded.about()?;
         let (_, _, outputs) = about.model.extents();
-        let spec = StepSpec {
+        let mut spec = StepSpec {
             model: about.model.clone(),
             batch: 1,
             accumulation: 1,
@@ -54,6 +54,10 @@ impl Predictor {
             compute: None,
             seed: 0,
         };
+        // Where others have a part of the memory, pieces of it are asked for one by one.
+        if backend.memory().peak() == 0 {
+            backend.reserve(&plan(&backend, &mut spec, batch == 0)?)?;
+        }
         let step = Step::new(backend, spec)?;
         loaded.restore(step.params())?;
         Ok(Self { step, about, path: path.to_path_buf() })
@@ -108,6 +112,17 @@ impl Predictor {
         let mut collected = Collected::default();
         collected.add(&self.step, &self.about, data, &data.windows)?;
         Ok(collected)
+    }
+}
+
+/// The memory of a step; where the batch is free, with as many windows as fit.
+fn plan(backend: &Arc<dyn Backend>, spec: &mut StepSpec, free: bool) -> Result<MemoryUse> {
+    let arch = backend.arch();
+    loop {
+        match Step::plan(arch, arch.memory, spec) {
+            Err(Error::OutOfMemory { .. }) if free && spec.eval_batch > 1 => spec.eval_batch /= 2,
+            other => return other,
+        }
     }
 }
 

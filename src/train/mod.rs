@@ -7,7 +7,7 @@
 //! rate, [`early_stop`] its end, [`signal`] Ctrl-C; [`run_dir`] the run's folder, [`checkpoint_file`]
 //! tensors in a file, [`state`] which, [`snapshot`] them while they are copied, [`saver`] written beside
 //! the steps;
-//! [`validation`] outputs for windows; [`results`] predictions, scores and the report; [`inference`] a checkpoint's model on data.
+//! [`profile`] where a step's time and memory go; [`validation`] outputs for windows; [`results`] predictions, scores and the report; [`inference`] a checkpoint's model on data.
 
 pub mod checkpoint_file;
 pub mod dataset;
@@ -15,9 +15,12 @@ pub mod device;
 pub mod early_stop;
 pub mod fit;
 pub mod inference;
+#[cfg(test)]
+mod limit_tests;
 pub mod loader;
 pub mod loss_scale;
 pub mod planner;
+pub mod profile;
 pub mod recipe;
 pub mod resident;
 pub mod results;

@@ -61,6 +61,63 @@ pub fn plan_batch(arch: &Arch, limit: u64, spec: &StepSpec) -> Result<(usize, Me
     Ok((batch, found.unwrap_or(one)))
 }
 
+/// As [`plan_batch`], but at most `most` windows, which need be no power of two.
+///
+/// # Errors
+/// As [`plan_batch`].
+pub fn plan_batch_up_to(arch: &Arch, limit: u64, spec: &StepSpec, most: usize) -> Result<usize> {
+    let (planned, _) = plan_batch(arch, limit, spec)?;
+    let mut batch = planned.min(most.max(1));
+    // How a sum is split, and so what workspace it takes, depends on the batch: a smaller one need not
+    // take less.
+    while batch > 1 && batch != planned && fitting(arch, limit, spec, batch)?.is_none() {
+        batch /= 2;
+    }
+    Ok(batch)
+}
+
+/// The memory that a training step of `spec.batch` windows a pass needs, exact to the byte.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] naming the tensor with which it passes the limit, and a batch that
+/// does not; [`Error::Input`] for a model that cannot be built.
+pub fn plan_exactly(arch: &Arch, limit: u64, spec: &StepSpec) -> Result<MemoryUse> {
+    let asked = Step::plan(arch, limit, spec);
+    let Err(Error::OutOfMemory { what, requested, held, capacity, .. }) = asked else {
+        return asked;
+    };
+    plan(arch, limit, spec, 1).map_err(not_even_one)?;
+    let fits = largest_below(arch, limit, spec)?;
+    let accumulation = match spec.accumulation {
+        1 => "train.accumulation keeps an update's size".to_string(),
+        n => format!("train.accumulation is {n}"),
+    };
+    Err(Error::OutOfMemory {
+        what: format!("{what}, with a batch of {}", spec.batch),
+        requested,
+        held,
+        capacity,
+        remedy: format!(
+            "a batch of {fits} fits (--batch {fits}; --batch auto plans one), {accumulation}; \
+             train.recompute=\"layers\" keeps less"
+        ),
+    })
+}
+
+/// A batch below `spec.batch` that fits while the next does not, where 1 does. Memory grows with the
+/// batch but for some workspaces, so that a larger one may fit again.
+fn largest_below(arch: &Arch, limit: u64, spec: &StepSpec) -> Result<usize> {
+    let (mut fits, mut not) = (1, spec.batch);
+    while fits + 1 < not {
+        let middle = usize::midpoint(fits, not);
+        match fitting(arch, limit, spec, middle)? {
+            Some(_) => fits = middle,
+            None => not = middle,
+        }
+    }
+    Ok(fits)
+}
+
 /// The plan of a batch; None where it does not fit.
 fn fitting(arch: &Arch, limit: u64, spec: &StepSpec, batch: usize) -> Result<Option<MemoryUse>> {
     match plan(arch, limit, spec, batch) {
@@ -158,8 +215,12 @@ fn within_groups(mut memory: HostMemory, listed: &str, mount: &Path) -> HostMemo
 mod tests {
     use super::*;
     use crate::DType;
+    use crate::backend::Backend;
+    use crate::backend::cpu::Cpu;
+    use crate::backend::null::Null;
     use crate::data::rng::Rng;
     use crate::model::{EegFormerConfig, ModelConfig};
+    use crate::nn::params::Part;
     use crate::ops::loss::Pointwise;
     use crate::optim::Rule;
     use crate::train::step::Objective;
@@ -207,6 +268,92 @@ mod tests {
             assert!(
                 below.is_err() == (batch == 1) && below.is_ok_and(|b| b.0 < batch) == (batch > 1)
             );
+        }
+    }
+
+    /// The batch that a refusal names fits and the next does not; the tensor is one of the step's.
+    #[test]
+    fn a_batch_that_cannot_fit_is_told_which_one_does() {
+        let mut rng = Rng::new(43, 0);
+        let card = Arch::claim("sm_86").expect("known");
+        for _ in 0..12 {
+            let spec = StepSpec { eval_batch: 1, ..spec(&mut rng) };
+            let fits = 1 + rng.below(40);
+            let limit = plan(&card, u64::MAX, &spec, fits).expect("no limit").peak();
+            let batch = fits + 1 + rng.below(60);
+            let asked = |batch| {
+                let eval_batch = eval_batch(batch, spec.accumulation);
+                plan_exactly(&card, limit, &StepSpec { batch, eval_batch, ..spec.clone() })
+            };
+            let text = asked(batch).expect_err("too much").to_string();
+            let named = text.split("--batch ").nth(1).expect("names one");
+            let named: usize = named.split(';').next().expect("a number").parse().expect("one");
+            assert!((1..batch).contains(&named), "{text}");
+            assert!(asked(named).expect("fits").peak() <= limit);
+            assert!(asked(named + 1).is_err(), "{named} is not the largest: {text}");
+            assert!(text.contains('[') && text.contains(&format!("batch of {batch}")), "{text}");
+        }
+    }
+
+    /// Layers that learn later on are recorded again, within the plan of all of them.
+    #[test]
+    fn frozen_layers_need_no_more_than_was_planned() {
+        let mut rng = Rng::new(47, 0);
+        let card = Arch::claim("sm_86").expect("known");
+        for _ in 0..20 {
+            let spec = StepSpec { batch: 1 + rng.below(9), eval_batch: 1, ..spec(&mut rng) };
+            let planned = Step::plan(&card, u64::MAX, &spec).expect("no limit");
+            let null = std::sync::Arc::new(Null::new(card.clone(), planned.peak()));
+            let mut step = Step::new(null, spec).expect("fits exactly");
+            for thawed in 0..4 {
+                let frozen = |part| match part {
+                    Part::Head => false,
+                    Part::Layer(layer) => u64::from(layer) + thawed < 3,
+                    Part::Embedding => thawed <= 3,
+                };
+                step.freeze(frozen).expect("within the plan");
+            }
+        }
+    }
+
+    /// Steps of any size after each other, each with exactly its own plan as the limit of all.
+    #[test]
+    fn what_a_step_gave_back_is_there_for_a_larger_one() {
+        let mut rng = Rng::new(53, 0);
+        for _ in 0..4 {
+            let spec = spec(&mut rng);
+            let sized = |batch| StepSpec { batch, eval_batch: 1, ..spec.clone() };
+            let cpu = Cpu::new(1, u64::MAX).expect("starts");
+            let plan = |batch| Step::plan(cpu.arch(), u64::MAX, &sized(batch)).expect("no limit");
+            let backend: std::sync::Arc<dyn Backend> =
+                std::sync::Arc::new(Cpu::new(1, plan(9).peak()).expect("starts"));
+            for batch in [3, 9, 1, 9] {
+                backend.reserve(&plan(batch)).expect("what was there is given back");
+                drop(Step::new(std::sync::Arc::clone(&backend), sized(batch)).expect("fits"));
+                backend.trim().expect("gives back");
+            }
+        }
+    }
+
+    /// A card of 6 GB holds what is planned for it, by every profile and with every limit near it.
+    #[test]
+    fn six_gigabytes_hold_every_profile() {
+        let limit = 6_000_000_000;
+        for (card, compute) in [("gfx1010", None), ("sm_86", Some(DType::Bf16))] {
+            let card = Arch::claim(card).expect("known");
+            for (d_model, n_heads, n_layers) in [(64, 4, 2), (96, 6, 4), (128, 8, 6), (256, 16, 12)]
+            {
+                let model = EegFormerConfig { d_model, n_heads, n_layers, ..Default::default() };
+                let model = ModelConfig::EegFormer(model);
+                let spec = StepSpec { model, compute, eval_batch: 1, ..spec(&mut Rng::new(1, 0)) };
+                let (batch, memory) = plan_batch(&card, limit, &spec).expect("one fits");
+                assert!(memory.peak() <= limit, "{batch}: {memory:?}");
+                // What is reserved for it is all that the step takes.
+                let eval_batch = eval_batch(batch, spec.accumulation);
+                let exact = StepSpec { batch, eval_batch, ..spec };
+                assert_eq!(plan_exactly(&card, memory.peak(), &exact).expect("fits"), memory);
+                assert!(plan_exactly(&card, memory.peak() - 1, &exact).is_err());
+            }
         }
     }
 

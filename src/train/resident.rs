@@ -178,7 +178,7 @@ impl Resident {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Cursor;
 
     use super::*;
@@ -192,7 +192,7 @@ mod tests {
     const TIME: usize = 45;
 
     /// A cache of three recordings, the second with more channels in another order.
-    fn cache() -> Cache {
+    pub(in crate::train) fn cache() -> Cache {
         let mut rng = Rng::new(6, 6);
         let names =
             |order: &[usize]| -> Vec<String> { order.iter().map(|c| format!("C{c}")).collect() };

@@ -75,6 +75,11 @@ impl RunPaths {
         self.root.join("report.html")
     }
 
+    /// Spans of a few profiled steps, for ui.perfetto.dev.
+    pub fn trace(&self) -> PathBuf {
+        self.root.join("trace.json")
+    }
+
     /// What the console said.
     pub fn log(&self) -> PathBuf {
         self.root.join("log.txt")

@@ -211,7 +211,7 @@ impl Step {
             let windows = Var::constant(self.windows.narrow(pass * batch, batch)?);
             let targets = self.targets.narrow(pass * batch, batch)?;
             let outputs = self.model.forward(&tape, &windows)?;
-            let loss = self.loss_of(&tape, &outputs, &targets)?;
+            let loss = tape.scoped("loss", || self.loss_of(&tape, &outputs, &targets))?;
             tape.run(Axpy::adding(1, share), &[loss.tensor()], &[&self.loss])?;
             match &self.loss_scale {
                 Some(scale) => {

@@ -76,8 +76,8 @@ pub fn run(
     backend.replay(&replay)?;
     let grads = leaves.iter().map(|grad| wide(params, grad)).collect::<Result<_>>()?;
     let outcome = Outcome { output: wide(params, &output)?, grads };
-    backend.timings(true);
+    backend.timings(true)?;
     backend.replay(&replay)?;
-    let ops = backend.timings(false).unwrap_or_default();
+    let ops = backend.timings(false)?.unwrap_or_default();
     Ok((outcome, ops.into_iter().map(|timed| timed.op).collect()))
 }

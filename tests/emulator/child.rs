@@ -232,9 +232,9 @@ fn trims() {
     backend.replay(&recorded).expect("its memory is there");
     assert_eq!(backend.read::<f32>(&x).expect("reads"), [4.0; 300]);
     // Timed, a step runs op by op.
-    backend.timings(true);
+    backend.timings(true).expect("starts");
     backend.replay(&recorded).expect("runs");
-    let timed = backend.timings(false).expect("was on");
+    let timed = backend.timings(false).expect("runs").expect("was on");
     assert!(timed.len() == 2 && timed.iter().all(|t| t.op == "axpy" && t.ms >= 0.0), "{timed:?}");
     assert_eq!(backend.read::<f32>(&x).expect("reads"), [16.0; 300]);
     let held = before - free();

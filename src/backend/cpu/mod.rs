@@ -6,10 +6,9 @@ pub mod real;
 pub mod scratch;
 pub mod simd;
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use half::{bf16, f16};
 use host::HostIo;
@@ -19,7 +18,10 @@ pub use simd::memory::{Lent, LentMut};
 
 use super::null::check_copy;
 use super::route::Wishes;
-use super::{Arch, Arena, Backend, Io, MAX_OPERANDS, Machine, Mem, MemoryUse, Op, Replay};
+use super::{
+    Arch, Arena, Backend, Io, MAX_OPERANDS, Machine, Mem, MemoryUse, Op, Replay, Timed,
+    operand_bytes,
+};
 use crate::tensor::View;
 use crate::{DType, Error, Result};
 
@@ -28,17 +30,32 @@ struct Noted {
     op: Box<dyn Op>,
     views: Box<[View]>,
     inputs: usize,
+    place: Place,
+}
+
+/// What a profile says of an op besides its time.
+#[derive(Debug, Default)]
+struct Place {
+    scope: String,
+    live: u64,
 }
 
 impl Noted {
-    fn new(op: Box<dyn Op>, io: Io<'_>) -> Self {
-        Self { op, views: [io.inputs, io.outputs].concat().into(), inputs: io.inputs.len() }
+    fn new(op: Box<dyn Op>, io: Io<'_>, place: Place) -> Self {
+        Self { op, views: [io.inputs, io.outputs].concat().into(), inputs: io.inputs.len(), place }
     }
 
     fn io(&self) -> Io<'_> {
         let (inputs, outputs) = self.views.split_at(self.inputs);
         Io { inputs, outputs }
     }
+}
+
+/// A recorded step.
+struct Recorded {
+    ops: Vec<Noted>,
+    /// Its addresses are in the step's memory.
+    _needs_memory: Arc<()>,
 }
 
 /// f32 stand-ins for 16-bit operands of one launch.
@@ -56,15 +73,26 @@ pub struct Cpu {
     memory: Arc<HostMemory>,
     pool: ThreadPool,
     noted: Mutex<Option<Vec<Noted>>>,
+    /// As many as there are recordings, and one.
+    recordings: Arc<()>,
     scratch: Mutex<Scratch>,
+    scope: Mutex<String>,
     profile: Mutex<Option<Profile>>,
     /// Held by the one caller whose work is in the pool. Taken outside it: a worker that waits for
     /// a piece of its op must never pick up another caller's op.
     turn: Mutex<()>,
 }
 
-/// Runs and time of each op, by name.
-pub type Profile = BTreeMap<&'static str, (u64, Duration)>;
+/// What was timed so far.
+#[derive(Debug)]
+struct Profile {
+    start: Option<Instant>,
+    timed: Vec<Timed>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Cpu {
     /// A backend of `threads` threads (0: one per core) that may use `limit` bytes.
@@ -103,7 +131,9 @@ impl Cpu {
             memory: Arc::default(),
             pool,
             noted: Mutex::default(),
+            recordings: Arc::default(),
             scratch: Mutex::default(),
+            scope: Mutex::default(),
             profile: Mutex::default(),
             turn: Mutex::default(),
         })
@@ -111,12 +141,6 @@ impl Cpu {
 
     fn grow(&self, bytes: usize) -> Result<u64> {
         self.memory.grow(bytes)
-    }
-
-    /// Starts measuring, or stops and gives what was measured since.
-    pub fn profile(&self, on: bool) -> Option<Profile> {
-        let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *profile, on.then(Profile::new))
     }
 
     /// Runs an op on arrays of the caller's, without a copy. The op decides how long each must be.
@@ -129,7 +153,7 @@ impl Cpu {
         inputs: &[Lent<'_>],
         outputs: &mut [LentMut<'_>],
     ) -> Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         self.pool
             .install(|| with_lent(inputs, outputs, |operands| op.host(&mut HostIo::new(operands))))
     }
@@ -142,18 +166,31 @@ impl Cpu {
 
     /// Runs an op that somebody else keeps.
     pub(in crate::backend) fn run_ref(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.pool.install(|| self.execute(op, io))
+        let _turn = lock(&self.turn);
+        self.pool.install(|| self.execute_plain(op, io))
     }
 
-    fn execute(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
-        let start = Instant::now();
+    fn execute(&self, op: &dyn Op, io: Io<'_>, place: &Place) -> Result<()> {
+        let begun = Instant::now();
         let done = self.execute_plain(op, io);
-        if let Some(profile) = &mut *self.profile.lock().unwrap_or_else(PoisonError::into_inner) {
-            let entry = profile.entry(op.name()).or_default();
-            *entry = (entry.0 + 1, entry.1 + start.elapsed());
+        if let Some(profile) = lock(&self.profile).as_mut() {
+            let ms = begun.elapsed().as_secs_f64() * 1e3;
+            let first = *profile.start.get_or_insert(begun);
+            profile.timed.push(Timed {
+                op: op.name(),
+                scope: place.scope.clone(),
+                start_ms: (begun - first).as_secs_f64() * 1e3,
+                ms,
+                bytes: operand_bytes(io),
+                live: place.live,
+            });
         }
         done
+    }
+
+    /// Where an op stands that is noted or run now.
+    fn place(&self) -> Place {
+        Place { scope: lock(&self.scope).clone(), live: self.arena.usage().live() }
     }
 
     fn execute_plain(&self, op: &dyn Op, io: Io<'_>) -> Result<()> {
@@ -169,7 +206,7 @@ impl Cpu {
         if io.inputs.len() + io.outputs.len() > 2 * MAX_OPERANDS {
             return Err(Error::shape(op.name(), "too many operands"));
         }
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock(&self.scratch);
         let wide_bytes = |view: &View| (view.span_bytes() * 2).next_multiple_of(64);
         let needed = io.inputs.iter().chain(io.outputs).map(wide_bytes).sum();
         if needed > scratch.bytes {
@@ -278,14 +315,13 @@ impl Backend for Cpu {
     }
 
     fn run(&self, op: Box<dyn Op>, io: Io<'_>) -> Result<()> {
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(noted) = noted.as_mut() {
-            noted.push(Noted::new(op, io));
+        if let Some(noted) = lock(&self.noted).as_mut() {
+            noted.push(Noted::new(op, io, self.place()));
             return Ok(());
         }
-        drop(noted);
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.pool.install(|| self.execute(op.as_ref(), io))
+        let place = if lock(&self.profile).is_some() { self.place() } else { Place::default() };
+        let _turn = lock(&self.turn);
+        self.pool.install(|| self.execute(op.as_ref(), io, &place))
     }
 
     fn sync(&self) -> Result<()> {
@@ -294,27 +330,48 @@ impl Backend for Cpu {
 
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Replay>> {
         self.arena.begin_step()?;
-        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        *lock(&self.noted) = Some(Vec::new());
         let done = step();
-        let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let noted = lock(&self.noted).take();
         let ended = self.arena.end_step();
         done.and(ended)?;
-        Ok(Some(Replay(Box::new(noted.unwrap_or_default()))))
+        let (ops, _needs_memory) = (noted.unwrap_or_default(), Arc::clone(&self.recordings));
+        Ok(Some(Replay(Box::new(Recorded { ops, _needs_memory }))))
     }
 
     fn replay(&self, replay: &Replay) -> Result<()> {
-        let noted = replay.0.downcast_ref::<Vec<Noted>>();
+        let noted = replay.0.downcast_ref::<Recorded>().map(|recorded| &recorded.ops);
         let noted = noted.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         // One hand-over to the pool for the whole step, not one per op.
-        self.pool.install(|| noted.iter().try_for_each(|n| self.execute(n.op.as_ref(), n.io())))
+        let run = |n: &Noted| self.execute(n.op.as_ref(), n.io(), &n.place);
+        self.pool.install(|| noted.iter().try_for_each(run))
     }
 
     fn reserve(&self, planned: &MemoryUse) -> Result<()> {
         self.arena.reserve(planned, &|bytes| self.grow(bytes))
     }
 
+    fn trim(&self) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let unrecorded = Arc::strong_count(&self.recordings) == 1;
+        self.arena.trim(unrecorded, &|address| {
+            self.memory.release(address);
+            Ok(())
+        })
+    }
+
     fn memory(&self) -> MemoryUse {
         self.arena.usage()
+    }
+
+    fn enter(&self, scope: &str) {
+        scope.clone_into(&mut lock(&self.scope));
+    }
+
+    fn timings(&self, on: bool) -> Result<Option<Vec<Timed>>> {
+        let fresh = on.then(|| Profile { start: None, timed: Vec::new() });
+        let before = std::mem::replace(&mut *lock(&self.profile), fresh);
+        Ok(before.map(|profile| profile.timed))
     }
 }

@@ -15,6 +15,8 @@ pub mod hip;
 mod host;
 pub mod images;
 pub mod lanes;
+#[cfg(test)]
+pub(crate) mod paper;
 pub mod queue;
 pub mod self_test;
 mod staging;

@@ -12,6 +12,7 @@ use super::lanes::{Touched, schedule};
 use crate::backend::null::check_copy;
 use crate::backend::{
     Arch, Arena, Backend, Io, Later, Map, Mem, MemoryUse, Op, Plan, Replay, Route, Stage, Timed,
+    operand_bytes,
 };
 use crate::ops::gemm::Gemm;
 use crate::tensor::View;
@@ -24,6 +25,10 @@ struct Work<F> {
     scope: String,
     kind: Kind<F>,
     touched: Touched,
+    /// Bytes of its operands.
+    bytes: u64,
+    /// Bytes in use when it was noted.
+    live: u64,
     /// The op as a part of a chain, where it can be one.
     link: Option<Link>,
 }
@@ -55,6 +60,29 @@ struct Recorded<D: Driver> {
     _needs_memory: Arc<()>,
 }
 
+/// Ops that were enqueued one after the other: the moment before them, and of each the one after it with
+/// what is known of it.
+#[derive(Debug)]
+struct Stretch<D: Driver> {
+    begin: D::Event,
+    ops: Vec<(D::Event, Timed)>,
+}
+
+/// Waits for the moments of ops that were enqueued.
+fn timed<D: Driver>(driver: &D, stretches: Vec<Stretch<D>>) -> Result<Vec<Timed>> {
+    let mut all = Vec::new();
+    let Some(first) = stretches.first().map(|stretch| &stretch.begin) else { return Ok(all) };
+    for Stretch { begin, ops } in &stretches {
+        let mut start = driver.elapsed(first, begin)?;
+        for (end, timed) in ops {
+            let end = driver.elapsed(first, end)?;
+            all.push(Timed { start_ms: start, ms: (end - start).max(0.0), ..timed.clone() });
+            start = end;
+        }
+    }
+    Ok(all)
+}
+
 /// A card as a backend.
 #[derive(Debug)]
 pub struct Gpu<D: Driver> {
@@ -67,7 +95,7 @@ pub struct Gpu<D: Driver> {
     /// As many as there are recordings, and one.
     recordings: Arc<()>,
     scope: Mutex<String>,
-    profile: Mutex<Option<Vec<Timed>>>,
+    profile: Mutex<Option<Vec<Stretch<D>>>>,
     /// One caller at a time puts work into the queue.
     turn: Mutex<()>,
 }
@@ -172,14 +200,15 @@ impl<D: Driver> Gpu<D> {
             }
             Route::Host => Kind::Host(self.host.work(op, io)?),
         };
-        Ok(Work { name, scope: lock(&self.scope).clone(), kind, touched, link })
+        let (bytes, live) = (operand_bytes(io), self.arena.usage().live());
+        Ok(Work { name, scope: lock(&self.scope).clone(), kind, touched, bytes, live, link })
     }
 
     fn launches(&self, op: &dyn Op, plan: &Plan, io: Io<'_>) -> Result<Vec<Launch<D::Function>>> {
         let mut operands = Operands::of(op.name(), io)?;
         if plan.workspace > 0 {
             // Given back at once: the queue runs in order, so later work may use the same bytes.
-            let what = format_args!("workspace of {}", op.name());
+            let what = format_args!("workspace of {} u8[{}]", op.name(), plan.workspace);
             operands.workspace = self.alloc(plan.workspace, &what)?.address();
         }
         let launch = |stage: &Stage| {
@@ -199,12 +228,25 @@ impl<D: Driver> Gpu<D> {
         }
     }
 
-    /// Runs one op between two moments of the queue.
-    fn execute_timed(&self, work: &Work<D::Function>, profile: &mut Vec<Timed>) -> Result<()> {
-        let start = self.driver.stamp()?;
-        self.execute(work)?;
-        let ms = self.driver.elapsed(&start, &self.driver.stamp()?)?;
-        profile.push(Timed { op: work.name, scope: work.scope.clone(), ms });
+    /// Enqueues ops one by one with a moment of the queue after each. Nothing is waited for, so that
+    /// the card need not wait for the host between them.
+    fn execute_timed<'w>(
+        &self,
+        works: impl Iterator<Item = &'w Work<D::Function>>,
+        profile: &mut Vec<Stretch<D>>,
+    ) -> Result<()>
+    where
+        D: 'w,
+    {
+        let (begin, mut ops) = (self.driver.stamp()?, Vec::new());
+        for work in works {
+            self.execute(work)?;
+            let &Work { name: op, bytes, live, .. } = work;
+            let scope = work.scope.clone();
+            let timed = Timed { op, scope, start_ms: 0.0, ms: 0.0, bytes, live };
+            ops.push((self.driver.stamp()?, timed));
+        }
+        profile.push(Stretch { begin, ops });
         Ok(())
     }
 
@@ -292,7 +334,9 @@ impl<D: Driver> Gpu<D> {
             let touched =
                 Touched { reads: all(|t| &t.reads), writes: all(|t| &t.writes), first_lane: false };
             let kind = Kind::Kernels(vec![launch]);
-            Ok(vec![Work { name: "chain", scope, kind, touched, link: None }])
+            let bytes = parts.iter().map(|work| work.bytes).sum();
+            let live = parts.iter().map(|work| work.live).max().unwrap_or(0);
+            Ok(vec![Work { name: "chain", scope, kind, touched, bytes, live, link: None }])
         };
         let mut all = Vec::new();
         for group in groups {
@@ -407,7 +451,10 @@ impl<D: Driver> Backend for Gpu<D> {
             return Ok(());
         }
         let _turn = lock(&self.turn);
-        self.execute(&work)
+        match lock(&self.profile).as_mut() {
+            Some(profile) => self.execute_timed(std::iter::once(&work), profile),
+            None => self.execute(&work),
+        }
     }
 
     fn sync(&self) -> Result<()> {
@@ -430,8 +477,8 @@ impl<D: Driver> Backend for Gpu<D> {
             recorded.ok_or_else(|| Error::shape("replay", "recorded by another backend"))?;
         let _turn = lock(&self.turn);
         if let Some(profile) = lock(&self.profile).as_mut() {
-            let mut ops = recorded.segments.iter().flat_map(|segment| &segment.ops);
-            return ops.try_for_each(|work| self.execute_timed(work, profile));
+            let works = recorded.segments.iter().flat_map(|segment| &segment.ops);
+            return self.execute_timed(works, profile);
         }
         self.replay_segments(recorded)
     }
@@ -454,8 +501,9 @@ impl<D: Driver> Backend for Gpu<D> {
         scope.clone_into(&mut lock(&self.scope));
     }
 
-    fn timings(&self, on: bool) -> Option<Vec<Timed>> {
-        std::mem::replace(&mut *lock(&self.profile), on.then(Vec::new))
+    fn timings(&self, on: bool) -> Result<Option<Vec<Timed>>> {
+        let before = std::mem::replace(&mut *lock(&self.profile), on.then(Vec::new));
+        before.map(|stretches| timed(&self.driver, stretches)).transpose()
     }
 }
 

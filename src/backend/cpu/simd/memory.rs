@@ -59,6 +59,12 @@ impl HostMemory {
         Ok(base)
     }
 
+    /// Gives the chunk at this address back. Views into it are refused from then on.
+    pub fn release(&self, base: u64) {
+        let _alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.chunks.write().unwrap_or_else(PoisonError::into_inner).retain(|c| c.base != base);
+    }
+
     /// Calls `f` with the operands' memory, alone: one caller at a time.
     ///
     /// # Errors
