@@ -291,7 +291,7 @@ mod tests {
     fn the_slope_of_a_gelu_is_near_the_exact_one() {
         let error = |x: f32| (f64::from(x.gelu_slope()) - f64::from(x).gelu_slope()).abs();
         let worst = (-100_000..=100_000).map(|i| error(i as f32 * 1e-4)).fold(0.0, f64::max);
-        assert!(worst < 3e-7, "{worst}");
+        assert!(worst < 4e-7, "{worst}");
         assert!(Real::gelu_slope(f32::NAN).is_nan());
         assert_eq!(Real::gelu_slope(0.0f32), 0.5);
     }

@@ -461,6 +461,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sums_of_rows_come_with_the_product() {
+        let mut rng = Rng::new(47, 0);
+        // Packed, with B gathered and not; too narrow to be packed.
+        for (m, n, k) in [(128, 96, 600), (300, 40, 300), (65, 16, 70), (3, 5, 7)] {
+            let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
+            let right = Right::Plain(Mat::new(&b[..], n, 1));
+            for a in [Mat::new(&a[..], 1, m), Mat::new(&a[..], k, 1)] {
+                let (mut c, mut sums) = (vec![0.5; m * n], vec![2.0; m]);
+                gemm_sums((m, n, k), a, right, 1.0, &mut c, &mut sums);
+                let mut want = vec![0.5; m * n];
+                gemm_with((m, n, k), 1.0, a, right, 1.0, &mut want, n);
+                assert!(c == want, "{m} x {n} x {k}");
+                for (i, &sum) in sums.iter().enumerate() {
+                    let row = (0..k).map(|p| f64::from(a.data[i * a.rs + p * a.cs]));
+                    let want = row.sum::<f64>() + 2.0;
+                    assert!((f64::from(sum) - want).abs() < 1e-4, "{m} x {n} x {k}, row {i}");
+                }
+            }
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn both_instruction_sets_agree() {

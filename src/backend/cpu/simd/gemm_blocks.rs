@@ -5,7 +5,7 @@ use super::gemm::Mat;
 #[cfg(target_arch = "x86_64")]
 use super::gemm_tile::{Fetch, Product, Then, Tiles};
 #[cfg(target_arch = "x86_64")]
-use super::packing::{LINE, pack_panel, pack_rows};
+use super::packing::{LINE, pack_panel, pack_rows, tile_step};
 use crate::backend::cpu::real::{Real, vectorised};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::scratch::scratch;
@@ -59,7 +59,7 @@ impl Left {
         sums: Option<&mut [f32]>,
     ) -> Self {
         pack_rows((to, tall), a, (rows, depth), sums);
-        Self { at: to.as_ptr(), rs: 1, cs: tall, tile: tall * depth }
+        Self { at: to.as_ptr(), rs: 1, cs: tall, tile: tile_step(tall, depth) }
     }
 
     /// A share of what follows these `rows`, with panel `panel` of `panels`: it comes from far, and the
@@ -100,7 +100,8 @@ pub(super) fn product(
     // A whose rows lie far apart along k comes in pieces of a line: it is packed, a tile's rows together.
     let turned = a.rs == 1 && a.cs > 4 * LINE && n > wide;
     let block = if turned { PACKED_TILES } else { TILES } * tall;
-    let room = if turned { block.min(m.next_multiple_of(tall)) * DEPTH.min(k) } else { 0 };
+    let packed = (block / tall).min(m.div_ceil(tall)) * tile_step(tall, DEPTH.min(k));
+    let room = if turned { packed } else { 0 };
     // Rows of B far apart share few places of the first-level cache: a panel is copied before many pass.
     let gathered = turned && b_rs > 4 * LINE;
     let near = if gathered { wide * DEPTH.min(k) } else { 0 };

@@ -98,8 +98,15 @@ pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
     }
 }
 
+/// From one packed tile of `depth` terms of `tall` rows to the next. A line more than they take: many
+/// tiles are written side by side, and powers of 2 apart they would share few places of the cache.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn tile_step(tall: usize, depth: usize) -> usize {
+    (tall * depth).next_multiple_of(2 * LINE) + LINE
+}
+
 /// Packs `rows` rows, `depth` terms of each, of a matrix that lies along its rows, into tiles
-/// `[depth, tall]`; adds the rows to `sums`, where there are any.
+/// `[depth, tall]`, [`tile_step`] apart; adds the rows to `sums`, where there are any.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn pack_rows(
     (to, tall): (&mut [f32], usize),
@@ -124,18 +131,20 @@ fn pack_tiles<const N: usize>(
     (rows, depth): (usize, usize),
     sums: &mut [f32],
 ) {
+    let step = tile_step(N, depth);
+    let ahead = (1024 / rows.max(1)).clamp(2, AHEAD);
     for (k, from) in a.data.chunks(a.cs).take(depth).enumerate() {
-        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + AHEAD) * a.cs + i));
+        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + ahead) * a.cs + i));
         let from = &from[..rows];
         sums.iter_mut().zip(from).for_each(|(sum, &x)| *sum += x);
         let (whole, rest) = from.as_chunks::<N>();
         for (i, from) in whole.iter().enumerate() {
-            if let Some(to) = to[(i * depth + k) * N..].first_chunk_mut() {
+            if let Some(to) = to[i * step + k * N..].first_chunk_mut() {
                 *to = *from;
             }
         }
         if !rest.is_empty() {
-            to[(rows / N * depth + k) * N..][..rest.len()].copy_from_slice(rest);
+            to[rows / N * step + k * N..][..rest.len()].copy_from_slice(rest);
         }
     }
 }
