@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,31 +57,90 @@ fn run(step: &Step, i: u64) {
     step.train(1, control, rates).expect("runs");
 }
 
-/// Median milliseconds of PyTorch's eager step, where there is a PyTorch.
-fn peer(profile: &str) -> Option<f64> {
-    let python = std::env::var("ENGINE_PYTHON").ok()?;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/step_cpu.py");
-    let threads = threads().to_string();
-    let out = Command::new(python)
-        .args([script, "--threads", &threads, "--profile", profile])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    let line = text.lines().rfind(|line| line.starts_with('{'))?;
-    serde_json::from_str::<serde_json::Value>(line).ok()?.get("median_ms")?.as_f64()
+/// PyTorch's eager step, in a process that waits for its turns.
+struct Peer {
+    process: Child,
+    turns: ChildStdin,
+    answers: BufReader<ChildStdout>,
 }
 
-fn median(step: &Step, runs: u64) -> f64 {
-    let mut times: Vec<Duration> = (0..runs)
-        .map(|i| {
-            let start = Instant::now();
-            run(step, i + 1);
-            black_box(step.loss().expect("reads"));
-            start.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    times[times.len() / 2].as_secs_f64() * 1e3
+impl Peer {
+    /// Where there is a PyTorch: warm, when this returns.
+    fn start(profile: &str) -> Option<Self> {
+        let python = std::env::var("ENGINE_PYTHON").ok()?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/step_cpu.py");
+        let mut process = Command::new(python)
+            .args([script, "--turns", "--profile", profile, "--threads", &threads().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let (turns, answers) = (process.stdin.take()?, BufReader::new(process.stdout.take()?));
+        let mut peer = Self { process, turns, answers };
+        (peer.line()?.trim() == "ready").then_some(peer)
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).ok()?;
+        Some(line)
+    }
+
+    /// Milliseconds of each of some steps.
+    fn turn(&mut self, steps: usize) -> Option<Vec<f64>> {
+        writeln!(self.turns, "{steps}").ok()?;
+        serde_json::from_str(&self.line()?).ok()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn middle(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Turns of both, and steps in each.
+const TURNS: usize = 20;
+const STEPS: usize = 3;
+
+/// Own steps and PyTorch's by turns: what else the machine does, and how fast it is just then, meets
+/// both. The ratio is the median of the turns'.
+fn compare(name: &str, step: &Step) {
+    let mut peer = Peer::start(name);
+    let (mut own, mut others, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        // OpenMP's threads spin for a while before they sleep.
+        std::thread::sleep(Duration::from_millis(20));
+        let turn: Vec<f64> = (0..STEPS)
+            .map(|i| {
+                let start = Instant::now();
+                run(step, i as u64 + 1);
+                black_box(step.loss().expect("reads"));
+                start.elapsed().as_secs_f64() * 1e3
+            })
+            .collect();
+        if let Some(other) = peer.as_mut().and_then(|peer| peer.turn(STEPS)) {
+            ratios.push(middle(other.clone()) / middle(turn.clone()));
+            others.extend(other);
+        }
+        own.extend(turn);
+    }
+    let own = middle(own);
+    if ratios.len() < TURNS {
+        return println!("step/{name}: engine {own:.1} ms; no PyTorch at ENGINE_PYTHON");
+    }
+    println!(
+        "step/{name}: engine {own:.1} ms, PyTorch eager {:.1} ms, {:.2}x, {} threads",
+        middle(others),
+        middle(ratios),
+        threads()
+    );
 }
 
 /// Where the time goes, in milliseconds a step.
@@ -119,19 +179,7 @@ fn main() {
                 black_box(step.loss().expect("reads"))
             });
         });
-        let before = median(&step, 15);
-        match peer(name) {
-            Some(peer) => {
-                // Before and after the peer, so that a machine that slows down shows.
-                let own = 0.5 * (before + median(&step, 15));
-                println!(
-                    "step/{name}: engine {own:.1} ms, PyTorch eager {peer:.1} ms, {:.2}x, {} threads",
-                    peer / own,
-                    threads()
-                );
-            }
-            None => println!("step/{name}: engine {before:.1} ms; no PyTorch at ENGINE_PYTHON"),
-        }
+        compare(name, &step);
     }
     criterion.final_summary();
 }

@@ -1,7 +1,14 @@
 """PyTorch's eager training step on the CPU: forward, MSE, backward, clip to 1.0, AdamW, in f32.
 
     python benches/peers/step_cpu.py --threads 2 --profile rx5600xt
+
+`--turns` takes a number of steps from each line of the input and prints their milliseconds as a list,
+for whoever measures something else in between.
 """
+
+import json
+import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +19,21 @@ import common
 def options(parser):
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--turns", action="store_true", help="as many steps as each line says")
     parser.set_defaults(batch=8, seconds=20.0)
+
+
+def take_turns(step) -> None:
+    for _ in range(3):
+        step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step()
+            times.append(1e3 * (time.perf_counter() - start))
+        print(json.dumps(times), flush=True)
 
 
 def main() -> None:
@@ -28,6 +49,8 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
+        if arguments.turns:
+            return take_turns(step)
         times = common.measure(step, arguments)
         common.report(
             "step_cpu",

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::{expect_same, op, plans, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
-use crate::backend::cpu::real::{Real, normal_cdf, normal_pdf, vectorised};
+use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{DType, Result};
@@ -221,14 +221,8 @@ fn slope<T: Real>(function: u32, x: T) -> T {
             let inverse = T::ONE / x.larger(T::of(LOG_FLOOR));
             if x > T::of(LOG_FLOOR) { inverse } else { T::ZERO }
         }
-        _ => gelu_slope(x),
+        _ => x.gelu_slope(),
     }
-}
-
-/// d/dx of x Φ(x).
-#[inline(always)]
-pub(crate) fn gelu_slope<T: Real>(x: T) -> T {
-    normal_cdf(x) + x * normal_pdf(x)
 }
 
 /// Calls `$body` with the function's number as a constant, so that each loop has one branch-free

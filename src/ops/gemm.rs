@@ -4,12 +4,13 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::dropout::Dropout;
-use super::elementwise::gelu_slope;
 use super::philox::Mask;
 use super::{expect_last, expect_same, op, plans, size};
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
-use crate::backend::cpu::simd::gemm::{Mat, gemm, gemm_with, rows_per_piece, with_packed};
+use crate::backend::cpu::simd::gemm::{
+    Mat, gemm, gemm_sums, gemm_with, rows_per_piece, with_packed,
+};
 use crate::backend::{Arch, Plan};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -162,7 +163,7 @@ impl<'a, T: Real> Epilogue<'a, T> {
         }
         if let Some(at) = self.slope_at {
             let at = &at[first..first + c.len()];
-            vectorised!(c.iter_mut().zip(at).for_each(|(c, &x)| *c *= gelu_slope(x)));
+            vectorised!(c.iter_mut().zip(at).for_each(|(c, &x)| *c *= x.gelu_slope()));
         }
         if let Some(mask) = &self.mask {
             mask.apply(first, c, |_, c, factors| {
@@ -189,13 +190,10 @@ impl HostKernel for Gemm {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        if self.flags & SUMS != 0 {
-            let sums = io.output_n::<T>(1, m)?;
-            if self.flags & SUMS_ACCUMULATE == 0 {
-                sums.fill(T::ZERO);
-            }
-            add_rows(a, (self.a_rs as usize, self.a_cs as usize), k, sums);
-        }
+        let sums = match self.flags & SUMS {
+            0 => None,
+            _ => Some(io.output_n::<T>(1, m)?),
+        };
         let beta = if self.flags & ACCUMULATE != 0 { T::ONE } else { T::ZERO };
         let left = |batch: usize, row: usize| {
             let first = batch * self.a_bs as usize + row * self.a_rs as usize;
@@ -204,6 +202,14 @@ impl HostKernel for Gemm {
         let right = |batch: usize| {
             Mat::new(&b[batch * self.b_bs as usize..], self.b_rs as usize, self.b_cs as usize)
         };
+        if let Some(sums) = sums {
+            if self.flags & SUMS_ACCUMULATE == 0 {
+                sums.fill(T::ZERO);
+            }
+            with_sums((m, n, k), left(0, 0), right(0), beta, c, sums);
+            epilogue.finish(n, 0, c, None);
+            return Ok(());
+        }
         // Many small products are shared out whole.
         if self.batch > 1 && before.is_none() && m * n * k < SHARED_WORK {
             c.par_chunks_mut(m * n).enumerate().for_each(|(i, c)| {
@@ -212,7 +218,7 @@ impl HostKernel for Gemm {
             });
             return Ok(());
         }
-        let per = rows_per_piece::<T>((m, n, k));
+        let per = rows_per_piece::<T>((m, n, k), self.a_rs == 1);
         for (batch, c) in c.chunks_mut(m * n).enumerate() {
             with_packed((m, n, k), right(batch), |right| {
                 let piece = |i: usize, c: &mut [T], before: Option<&mut [T]>| {
@@ -233,13 +239,22 @@ impl HostKernel for Gemm {
     }
 }
 
-/// sums += the sums over k of each row of A `[m, k]`.
-fn add_rows<T: Real>(a: &[T], (a_rs, a_cs): (usize, usize), k: usize, sums: &mut [T]) {
-    if a_rs == 1 {
-        return add_columns(a, a_cs, k, sums);
-    }
-    sums.par_iter_mut().enumerate().for_each(|(row, sum)| {
-        *sum += (0..k).map(|i| a[row * a_rs + i * a_cs]).sum::<T>();
+/// c = a b + beta c, of a single product, and sums += the sums over k of each row of A.
+fn with_sums<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    beta: T,
+    c: &mut [T],
+    sums: &mut [T],
+) {
+    let per = rows_per_piece::<T>((m, n, k), a.rs == 1);
+    with_packed((m, n, k), b, |b| {
+        let pieces = c.par_chunks_mut(per * n).zip(sums.par_chunks_mut(per)).enumerate();
+        pieces.for_each(|(i, (c, sums))| {
+            let a = Mat::new(&a.data[i * per * a.rs..], a.rs, a.cs);
+            gemm_sums((sums.len(), n, k), a, b, beta, c, sums);
+        });
     });
 }
 

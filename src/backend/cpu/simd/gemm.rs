@@ -8,10 +8,11 @@ use std::ptr;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::gemm_tile::{self, Power, Product, Slope, Tiles};
-use super::packing::pack_panel;
+use super::gemm_blocks;
+use super::gemm_blocks::{DEPTH, TILES, add_rows};
 #[cfg(target_arch = "x86_64")]
-use super::packing::{LINE, pack_rows};
+use super::gemm_tile::{self, Power, Slope, Tiles};
+use super::packing::pack_panel;
 use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 
@@ -46,12 +47,8 @@ impl<'a, T> Mat<'a, T> {
 /// [`gemm_then`] takes multiples of this many columns: whole vectors of every instruction set.
 pub const COLUMNS: usize = 16;
 
-/// Terms of a sum that are added before moving on: B's part of as many rows and one panel stays in
-/// the first-level cache while tiles of A pass by.
-const DEPTH: usize = 256;
-
-/// Tiles of A's rows that pass by a panel of B: they stay in the second-level cache.
-const TILES: usize = 8;
+/// Tiles' rows of an A that lies along its columns that are worth a piece of their own.
+const TURNED_LEAST: usize = 16;
 
 /// Rows of A from which on packing B pays where its rows are contiguous.
 const TALL: usize = 256;
@@ -101,17 +98,25 @@ fn panel<T: Real>() -> Option<usize> {
     return None;
 }
 
-/// Rows into which to cut a product, to share it among threads. No result depends on it.
-pub fn rows_per_piece<T: Real>((m, n, k): (usize, usize, usize)) -> usize {
+/// Rows into which to cut a product, to share it among threads; `turned`: A lies along its columns. No
+/// result depends on it.
+pub fn rows_per_piece<T: Real>((m, n, k): (usize, usize, usize), turned: bool) -> usize {
     #[cfg(target_arch = "x86_64")]
     let tall = own_tiles::<T>().map_or(8, Tiles::rows);
     #[cfg(not(target_arch = "x86_64"))]
     let tall = 8;
+    let threads = rayon::current_num_threads();
+    // Each piece works through all of B: there are few, and as good as equal.
+    if turned && m * n * k >> 19 >= threads {
+        let tiles = m.div_ceil(tall);
+        let each = (tiles / (TURNED_LEAST * threads)).max(1);
+        return tiles.div_ceil(each * threads) * tall;
+    }
     // As many rows as pass by a panel of B at a time, more where B is long and its part that is in the
     // second-level cache would come again for each; as many pieces for each thread; but some five
     // microseconds of work at least.
     let blocks = (k / DEPTH).clamp(1, 2);
-    let pieces = m.div_ceil(blocks * TILES * tall).next_multiple_of(rayon::current_num_threads());
+    let pieces = m.div_ceil(blocks * TILES * tall).next_multiple_of(threads);
     m.div_ceil(pieces.min((m * n * k) >> 19).max(1)).next_multiple_of(tall).max(1)
 }
 
@@ -138,13 +143,41 @@ pub fn gemm<T: Real>(
 /// # Panics
 /// When a slice is too short for its matrix: a bug of the caller.
 pub fn gemm_with<T: Real>(
-    (m, n, k): (usize, usize, usize),
+    dims: (usize, usize, usize),
     alpha: T,
     a: Mat<'_, T>,
     b: Right<'_, T>,
     beta: T,
     c: &mut [T],
     c_rs: usize,
+) {
+    product(dims, (alpha, beta), (a, None), b, (c, c_rs));
+}
+
+/// `c = a * b + beta * c` as [`gemm_with`], of rows that follow each other; also adds A's rows, over k,
+/// to `sums` `[m]`, each in the order of k: where A is packed, its elements are at hand.
+///
+/// # Panics
+/// When a slice is too short: a bug of the caller.
+pub fn gemm_sums<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    a: Mat<'_, T>,
+    b: Right<'_, T>,
+    beta: T,
+    c: &mut [T],
+    sums: &mut [T],
+) {
+    assert!(sums.len() == m, "not a sum for each row");
+    product((m, n, k), (T::ONE, beta), (a, Some(sums)), b, (c, n));
+}
+
+/// [`gemm_with`], or [`gemm_sums`] where there are sums.
+fn product<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    (alpha, beta): (T, T),
+    (a, sums): (Mat<'_, T>, Option<&mut [T]>),
+    b: Right<'_, T>,
+    (c, c_rs): (&mut [T], usize),
 ) {
     if m == 0 || n == 0 {
         return;
@@ -171,11 +204,12 @@ pub fn gemm_with<T: Real>(
         let (alpha, beta) = (alpha.wide() as f32, beta.wide() as f32);
         let a = Mat::new(bytemuck::cast_slice(a.data), a.rs, a.cs);
         let c: &mut [f32] = bytemuck::cast_slice_mut(c);
+        let sums: Option<&mut [f32]> = sums.map(bytemuck::cast_slice_mut);
         let panel = tiles.columns();
         let then = gemm_tile::Then::Scale;
-        let mut run = |b: &[f32], b_rs, b_step| {
+        let run = |b: &[f32], b_rs, b_step| {
             let (b, c) = ((b, b_rs, b_step), (&mut *c, c_rs));
-            own_kernels(tiles, (m, n, k), (alpha, beta), a, b, c, then);
+            gemm_blocks::product(tiles, (m, n, k), (alpha, beta), (a, sums), b, c, then);
         };
         return match b {
             Right::Packed(b) => run(bytemuck::cast_slice(b), panel, panel * k),
@@ -188,6 +222,9 @@ pub fn gemm_with<T: Real>(
                 run(bytemuck::cast_slice(memory), panel, panel * k);
             }),
         };
+    }
+    if let Some(sums) = sums {
+        add_rows(a, k, sums);
     }
     let Right::Plain(b) = b else { unreachable!("only own kernels take a packed B") };
     crate_gemm((m, n, k), alpha, a, b, beta, c, c_rs);
@@ -268,7 +305,7 @@ pub fn gemm_then<T: Real>(
         let a = Mat::new(bytemuck::cast_slice(a.data), a.rs, a.cs);
         let b = (bytemuck::cast_slice(b), step, tiles.columns());
         let c = (bytemuck::cast_slice_mut(c), step);
-        return own_kernels(tiles, (m, n, k), scales, a, b, c, then);
+        return gemm_blocks::product(tiles, (m, n, k), scales, (a, None), b, c, then);
     }
     gemm((m, n, k), T::ONE, a, Mat::new(b, step, 1), T::ZERO, c, step);
     vectorised!(for (i, row) in c.chunks_mut(step).take(m).enumerate() {
@@ -283,69 +320,6 @@ pub fn gemm_then<T: Real>(
             Then::Slope { less, factor } => {
                 let pairs = less.iter().zip(&factor[i * step..]);
                 row.iter_mut().zip(pairs).for_each(|(x, (&less, &f))| *x = f * (*x - less));
-            }
-        }
-    });
-}
-
-/// The product by tiles; panel j of `b` begins at `j * b_step`, with rows `b_rs` apart.
-#[cfg(target_arch = "x86_64")]
-fn own_kernels(
-    tiles: Tiles,
-    (m, n, k): (usize, usize, usize),
-    (alpha, beta): (f32, f32),
-    a: Mat<'_, f32>,
-    (b, b_rs, b_step): (&[f32], usize, usize),
-    (c, c_rs): (&mut [f32], usize),
-    then: gemm_tile::Then,
-) {
-    let (tall, wide) = (tiles.rows(), tiles.columns());
-    let panels = n.div_ceil(wide);
-    // A whose rows lie far apart along k comes in pieces of a line: it is packed, a tile's rows together.
-    let turned = a.rs == 1 && a.cs > 4 * LINE && n > wide;
-    let most = if turned { TILES * tall * DEPTH.min(k) } else { 0 };
-    scratch(most, |packed: &mut [f32]| {
-        for from in (0..k).step_by(DEPTH) {
-            let depth = DEPTH.min(k - from);
-            for top in (0..m).step_by(TILES * tall) {
-                let rows = (TILES * tall).min(m - top);
-                let part = Mat::new(&a.data[top * a.rs + from * a.cs..], a.rs, a.cs);
-                if turned {
-                    pack_rows((packed, tall), part, (rows, depth));
-                }
-                let (at, a_rs, a_cs, a_tile) = match turned {
-                    true => (packed.as_ptr(), 1, tall, tall * depth),
-                    false => (part.data.as_ptr(), a.rs, a.cs, tall * a.rs),
-                };
-                // The rows of A that follow these are fetched, a share with each panel: they come
-                // from far, and the processor sees no pattern in what a tile reads.
-                let lines = if turned || a.cs != 1 { 0 } else { depth.div_ceil(LINE) };
-                for j in (0..n).step_by(wide) {
-                    let (first, panel) = (top * c_rs + j, j / wide);
-                    let product = Product {
-                        m: rows,
-                        n: wide.min(n - j),
-                        k: depth,
-                        alpha,
-                        a: at,
-                        a_rs,
-                        a_cs,
-                        b: b[panel * b_step + from * b_rs..].as_ptr(),
-                        b_rs,
-                        beta: if from == 0 { beta } else { 1.0 },
-                        c: c[first..].as_mut_ptr(),
-                        c_rs,
-                        a_tile,
-                        ahead: rows * a_rs + panel * LINE,
-                        fetch_step: panels * LINE,
-                        fetches: lines.saturating_sub(panel).div_ceil(panels),
-                        then: then.from(first, j),
-                    };
-                    // SAFETY: the caller asserted that the three slices hold their matrices, of which
-                    // this is a part, and so does what `then` points to; `packed` holds a block's
-                    // tiles; `c` is exclusive; `tiles` was detected.
-                    unsafe { tiles.run(&product) };
-                }
             }
         }
     });
@@ -407,7 +381,7 @@ mod tests {
         mut c: Vec<f32>,
     ) -> Vec<f32> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("starts");
-        let per = rows_per_piece::<f32>((m, n, k));
+        let per = rows_per_piece::<f32>((m, n, k), a.rs == 1);
         pool.install(|| {
             with_packed((m, n, k), b, |b| {
                 c.par_chunks_mut(per * n).enumerate().for_each(|(i, c)| {
@@ -487,6 +461,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sums_of_rows_come_with_the_product() {
+        let mut rng = Rng::new(47, 0);
+        // Packed, with B gathered and not; too narrow to be packed.
+        for (m, n, k) in [(128, 96, 600), (300, 40, 300), (65, 16, 70), (3, 5, 7)] {
+            let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * n));
+            let right = Right::Plain(Mat::new(&b[..], n, 1));
+            for a in [Mat::new(&a[..], 1, m), Mat::new(&a[..], k, 1)] {
+                let (mut c, mut sums) = (vec![0.5; m * n], vec![2.0; m]);
+                gemm_sums((m, n, k), a, right, 1.0, &mut c, &mut sums);
+                let mut want = vec![0.5; m * n];
+                gemm_with((m, n, k), 1.0, a, right, 1.0, &mut want, n);
+                assert!(c == want, "{m} x {n} x {k}");
+                for (i, &sum) in sums.iter().enumerate() {
+                    let row = (0..k).map(|p| f64::from(a.data[i * a.rs + p * a.cs]));
+                    let want = row.sum::<f64>() + 2.0;
+                    assert!((f64::from(sum) - want).abs() < 1e-4, "{m} x {n} x {k}, row {i}");
+                }
+            }
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn both_instruction_sets_agree() {
@@ -502,7 +498,15 @@ mod tests {
                 // One column more than the matrix has must stay as it was.
                 let mut c = vec![7.0; m * (n + 1)];
                 let (a, b) = (Mat::new(&a[..], k, 1), (&b[..], n, tiles.columns()));
-                own_kernels(tiles, dims, (1.0, 0.0), a, b, (&mut c, n + 1), gemm_tile::Then::Scale);
+                gemm_blocks::product(
+                    tiles,
+                    dims,
+                    (1.0, 0.0),
+                    (a, None),
+                    b,
+                    (&mut c, n + 1),
+                    gemm_tile::Then::Scale,
+                );
                 c
             };
             let (wide, narrow) = (run(Tiles::Avx512), run(Tiles::Avx2));

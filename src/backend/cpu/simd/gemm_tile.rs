@@ -28,12 +28,20 @@ pub(super) struct Product {
     pub c_rs: usize,
     /// From a tile's rows of A to the next one's.
     pub a_tile: usize,
-    /// Fetched meanwhile for each tile: of the rows that lie this far ahead of its own, every
-    /// `fetch_step`-th line, `fetches` of them.
-    pub ahead: usize,
-    pub fetch_step: usize,
-    pub fetches: usize,
+    /// Fetched meanwhile with a tile, from here on.
+    pub fetch: Fetch,
     pub then: Then,
+}
+
+/// Lines to fetch with each tile: of as many rows as it has, `rs` apart, `count` lines `step` apart; the
+/// next tile's are `tile` further on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fetch {
+    pub from: *const f32,
+    pub rs: usize,
+    pub step: usize,
+    pub count: usize,
+    pub tile: usize,
 }
 
 /// What becomes of the sums of a tile. All but the first want whole vectors of columns.
@@ -106,10 +114,10 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
             let row = p.c.add(i * p.c_rs);
             (0..NV).step_by(16 / S::LANES).for_each(|v| S::expect(row.add(v * S::LANES)));
         }
-        let mut next = p.a.wrapping_add(p.ahead);
-        for _ in 0..p.fetches {
-            (0..MR).for_each(|i| fetch(next.wrapping_add(i * p.a_rs)));
-            next = next.wrapping_add(p.fetch_step);
+        let mut next = p.fetch.from;
+        for _ in 0..p.fetch.count {
+            (0..MR).for_each(|i| fetch(next.wrapping_add(i * p.fetch.rs)));
+            next = next.wrapping_add(p.fetch.step);
         }
         let mut sums = [[S::zero(); NV]; MR];
         let (mut a, mut b) = (p.a, p.b);
@@ -309,6 +317,7 @@ macro_rules! tiles {
                             }
                             at.m -= $most;
                             at.a = at.a.wrapping_add(p.a_tile);
+                            at.fetch.from = at.fetch.from.wrapping_add(p.fetch.tile);
                             at.c = at.c.wrapping_add($most * p.c_rs);
                             then = then.from($most * p.c_rs, 0);
                         }

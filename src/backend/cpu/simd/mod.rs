@@ -4,11 +4,13 @@
 
 pub mod columns;
 pub mod gemm;
+mod gemm_blocks;
 #[cfg(target_arch = "x86_64")]
 mod gemm_tile;
 pub mod map;
 pub mod memory;
 pub mod packing;
+pub mod philox;
 pub mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod vectors;

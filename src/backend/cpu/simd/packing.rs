@@ -4,7 +4,7 @@
 use super::gemm::Mat;
 #[cfg(target_arch = "x86_64")]
 use super::gemm_tile;
-use crate::backend::cpu::real::Real;
+use crate::backend::cpu::real::{Real, vectorised};
 
 /// Rows between the one that is copied and the one that is fetched: what memory takes to answer.
 const AHEAD: usize = 16;
@@ -98,30 +98,53 @@ pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
     }
 }
 
-/// Packs `rows` rows, `depth` terms of each, of a matrix that lies along its rows, into tiles
-/// `[depth, tall]`.
+/// From one packed tile of `depth` terms of `tall` rows to the next. A line more than they take: many
+/// tiles are written side by side, and powers of 2 apart they would share few places of the cache.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn pack_rows((to, tall): (&mut [f32], usize), a: Mat<'_, f32>, dims: (usize, usize)) {
+pub(super) fn tile_step(tall: usize, depth: usize) -> usize {
+    (tall * depth).next_multiple_of(2 * LINE) + LINE
+}
+
+/// Packs `rows` rows, `depth` terms of each, of a matrix that lies along its rows, into tiles
+/// `[depth, tall]`, [`tile_step`] apart; adds the rows to `sums`, where there are any.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pack_rows(
+    (to, tall): (&mut [f32], usize),
+    a: Mat<'_, f32>,
+    dims: (usize, usize),
+    sums: Option<&mut [f32]>,
+) {
+    let sums = sums.unwrap_or_default();
     // Whole tiles' lines are moved without a call.
     match tall {
-        6 => pack_tiles::<6>(to, a, dims),
-        _ => pack_tiles::<14>(to, a, dims),
+        6 => vectorised!(pack_tiles::<6>(to, a, dims, sums)),
+        _ => vectorised!(pack_tiles::<14>(to, a, dims, sums)),
     }
 }
 
 /// [`pack_rows`] for tiles of `N` rows.
 #[cfg(target_arch = "x86_64")]
-fn pack_tiles<const N: usize>(to: &mut [f32], a: Mat<'_, f32>, (rows, depth): (usize, usize)) {
+#[inline(always)]
+fn pack_tiles<const N: usize>(
+    to: &mut [f32],
+    a: Mat<'_, f32>,
+    (rows, depth): (usize, usize),
+    sums: &mut [f32],
+) {
+    let step = tile_step(N, depth);
+    let ahead = (1024 / rows.max(1)).clamp(2, AHEAD);
     for (k, from) in a.data.chunks(a.cs).take(depth).enumerate() {
-        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + AHEAD) * a.cs + i));
-        let (whole, rest) = from[..rows].as_chunks::<N>();
+        (0..rows).step_by(LINE).for_each(|i| fetch(a.data, (k + ahead) * a.cs + i));
+        let from = &from[..rows];
+        sums.iter_mut().zip(from).for_each(|(sum, &x)| *sum += x);
+        let (whole, rest) = from.as_chunks::<N>();
         for (i, from) in whole.iter().enumerate() {
-            if let Some(to) = to[(i * depth + k) * N..].first_chunk_mut() {
+            if let Some(to) = to[i * step + k * N..].first_chunk_mut() {
                 *to = *from;
             }
         }
         if !rest.is_empty() {
-            to[(rows / N * depth + k) * N..][..rest.len()].copy_from_slice(rest);
+            to[rows / N * step + k * N..][..rest.len()].copy_from_slice(rest);
         }
     }
 }
