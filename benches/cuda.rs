@@ -146,7 +146,9 @@ fn random(gpu: &Gpu<Cuda>, shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     }
 }
 
-/// Times `f`, recorded `inner` times in one graph; forward, then forward and backward.
+/// Times `f`, recorded `inner` times in one graph; forward, then forward and backward. The first of
+/// `leaves` is handed over as a result of another op, as an op within a model has it: its gradient is
+/// written, not added to one that is there.
 fn both(
     name: &str,
     gpu: &Arc<Gpu<Cuda>>,
@@ -168,6 +170,8 @@ fn both(
             .record(&mut || {
                 for _ in 0..inner {
                     let tape = Tape::training(&params, Some(rng.clone()));
+                    let mut vars = vars.clone();
+                    vars[0] = tape.push(vars[0].tensor().clone(), &[&vars[0]], |_, _| Ok(()));
                     let y = f(&tape, &vars)?;
                     if backward {
                         let dy = y.tensor().clone();

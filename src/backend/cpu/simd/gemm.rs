@@ -107,7 +107,7 @@ pub fn rows_per_piece<T: Real>((m, n, k): (usize, usize, usize), turned: bool) -
     let tall = 8;
     let threads = rayon::current_num_threads();
     // Each piece works through all of B: there are few, and as good as equal.
-    if turned && m * n * k >> 19 >= threads {
+    if turned && (m * n * k) >> 19 >= threads {
         let tiles = m.div_ceil(tall);
         let each = (tiles / (TURNED_LEAST * threads)).max(1);
         return tiles.div_ceil(each * threads) * tall;
