@@ -1,17 +1,24 @@
 // Layer normalisation over rows, and its gradients.
 //
-// Bound by memory: each row is read once and written once. A row of up to 4096 elements stays in
-// the registers of 4 to 256 lanes, 16 elements each, from its statistics to its output; the variance
-// is taken around the mean (two passes, both over registers). Lanes move 16 bytes at a time. Rows
-// that do not divide into 16 bytes, or are longer, are walked by a wave in several passes.
+// Bound by memory: each row is read once and written once. A row of up to 4096 elements (8192 on
+// NVIDIA cards) stays in the registers of 4 to 512 lanes, 16 elements each, from its statistics to its
+// output; the variance is taken around the mean (two passes, both over registers). Lanes move 16 bytes
+// at a time. Rows that do not divide into 16 bytes are walked by a wave in several passes, longer ones
+// by a block.
 //
 // Gradients of gamma and beta are sums over all rows: a lane keeps the sums of its columns in
 // registers over the rows its block walks, the block adds them up, and a second stage adds the
-// blocks' sums (partials.h). `layernorm_both` does this in the same pass as dx.
+// blocks' sums (partials.h). `layernorm_both` does this in the same pass as dx. There instructions count
+// as much as bytes: of 2-byte rows a multiprocessor issued in half of all cycles when gamma was read and
+// converted again for each row and statistics had a type known at run time only.
 #include "partials.h"
 #include "rows.h"
 
 namespace {
+
+// Lanes that hold the longest rows.
+constexpr int LONG = COMPACT ? THREADS : 512;
+constexpr unsigned LONGEST = HELD * LONG;
 
 // --- Forward -------------------------------------------------------------------------------------
 
@@ -19,27 +26,45 @@ template <class T> struct Forward {
   const T* x;
   Any gamma, beta;
   T* y;
-  Any mean, rstd;
+  float *mean, *rstd;
   unsigned rows, cols;
   float epsilon;
   float* memory;
 
   DEVICE bool packed() const {
-    return cols % PACK<T> == 0 && cols <= HELD_COLUMNS && aligned(x) && aligned(y) &&
+    return cols % PACK<T> == 0 && cols <= LONGEST && aligned(x) && aligned(y) &&
            aligned(gamma.base) && aligned(beta.base);
   }
 
+  // What a lane reads of a row, zeros outside the matrix; as words, as in the backward pass.
+  template <int LANES, int R>
+  DEVICE void read(Words (&to)[HELD / PACK<T>], const Walk<LANES, R>& walk, int r) const {
+    constexpr int P = PACK<T>, K = HELD / P;
+    unsigned row = walk.row(r), col = walk.lane * P;
+    const Words* from = reinterpret_cast<const Words*>(x + size_t(row) * cols + col);
+    UNROLL for (int k = 0; k < K; ++k) {
+      to[k] = Words{};
+      if (k * LANES * P + col < cols && row < rows) to[k] = from[k * LANES];
+    }
+  }
+
+  // A group of lanes has two rows in flight. One that is a block or more works on one, with the next
+  // under way: too few others fit beside it to hide what it waits for.
   template <int LANES> DEVICE void run() const {
-    constexpr int P = PACK<T>, K = HELD / P, R = 2;
+    constexpr bool AHEAD = LANES >= THREADS;
+    constexpr int P = PACK<T>, K = HELD / P, R = AHEAD ? 1 : 2;
     float inverse = 1.0f / float(cols);
-    for (Walk<LANES, R> walk(rows); walk.more(); walk.next()) {
+    Walk<LANES, R> walk(rows);
+    Words next[R][K];
+    if (AHEAD) read(next[0], walk, 0);
+    while (walk.more()) {
+      if (!AHEAD) UNROLL for (int r = 0; r < R; ++r) read(next[r], walk, r);
       float values[R][K][P], mu[R], scale[R];
-      UNROLL for (int r = 0; r < R; ++r) UNROLL for (int k = 0; k < K; ++k) {
-        unsigned col = (k * LANES + walk.lane) * P;
-        UNROLL for (int i = 0; i < P; ++i) values[r][k][i] = 0.0f;
-        if (col < cols && walk.row(r) < rows)
-          load_pack(values[r][k], x + size_t(walk.row(r)) * cols + col);
-      }
+      UNROLL for (int r = 0; r < R; ++r)
+        UNROLL for (int k = 0; k < K; ++k) unpack<T>(values[r][k], next[r][k]);
+      Walk<LANES, R> now = walk;
+      walk.next();
+      if (AHEAD && walk.more()) read(next[0], walk, 0);
       UNROLL for (int r = 0; r < R; ++r) {
         mu[r] = scale[r] = 0.0f;
         UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i) mu[r] += values[r][k][i];
@@ -48,7 +73,7 @@ template <class T> struct Forward {
       UNROLL for (int r = 0; r < R; ++r) {
         mu[r] *= inverse;
         UNROLL for (int k = 0; k < K; ++k) {
-          bool inside = (k * LANES + walk.lane) * P < cols;
+          bool inside = (k * LANES + now.lane) * P < cols;
           UNROLL for (int i = 0; i < P; ++i) {
             float d = values[r][k][i] - mu[r];
             if (inside) scale[r] = fma_of(d, d, scale[r]);
@@ -57,7 +82,7 @@ template <class T> struct Forward {
       }
       row_sums<LANES>(scale, memory);
       UNROLL for (int r = 0; r < R; ++r) scale[r] = rsqrt_of(fma_of(scale[r], inverse, epsilon));
-      finish<LANES, K, R>(walk, values, mu, scale);
+      finish<LANES, K, R>(now, values, mu, scale);
     }
   }
 
@@ -81,36 +106,52 @@ template <class T> struct Forward {
     }
     UNROLL for (int r = 0; r < R; ++r)
       if (walk.lane == 0 && walk.row(r) < rows)
-        mean.set(walk.row(r), mu[r]), rstd.set(walk.row(r), scale[r]);
+        mean[walk.row(r)] = mu[r], rstd[walk.row(r)] = scale[r];
   }
 
-  DEVICE void looped() const {
+  template <int LANES> DEVICE void looped() const {
     float inverse = 1.0f / float(cols);
-    for (Walk<WAVE, 1> walk(rows); walk.more(); walk.next()) {
+    for (Walk<LANES, 1> walk(rows); walk.more(); walk.next()) {
       bool live = walk.row(0) < rows;
       size_t at = size_t(live ? walk.row(0) : 0) * cols;
-      float sum = 0.0f, squares = 0.0f;
-      for (unsigned c = walk.lane; c < cols; c += WAVE) sum += value_of(x[at + c]);
-      float mu = lanes_sum(sum) * inverse;
-      for (unsigned c = walk.lane; c < cols; c += WAVE) {
+      float sum[1] = {}, squares[1] = {};
+      for (unsigned c = walk.lane; c < cols; c += LANES) sum[0] += value_of(x[at + c]);
+      row_sums<LANES>(sum, memory);
+      float mu = sum[0] * inverse;
+      for (unsigned c = walk.lane; c < cols; c += LANES) {
         float d = value_of(x[at + c]) - mu;
-        squares = fma_of(d, d, squares);
+        squares[0] = fma_of(d, d, squares[0]);
       }
-      float scale = rsqrt_of(lanes_sum(squares) * inverse + epsilon);
+      row_sums<LANES>(squares, memory);
+      float scale = rsqrt_of(squares[0] * inverse + epsilon);
       if (!live) continue;
-      for (unsigned c = walk.lane; c < cols; c += WAVE)
+      for (unsigned c = walk.lane; c < cols; c += LANES)
         y[at + c] = rounded<T>(fma_of((value_of(x[at + c]) - mu) * scale, gamma[c], beta[c]));
-      if (walk.lane == 0) mean.set(walk.row(0), mu), rstd.set(walk.row(0), scale);
+      if (walk.lane == 0) mean[walk.row(0)] = mu, rstd[walk.row(0)] = scale;
     }
   }
 };
 
+template <class T> DEVICE Forward<T> forward(const LayerNorm& p, const Operands& io, float* memory) {
+  return {input<T>(io, 0),      any(io, 1), any(io, 2), output<T>(io, 3), output<float>(io, 4),
+          output<float>(io, 5), p.rows,     p.cols,     p.epsilon,        memory};
+}
+
 template <class T> DEVICE void layernorm(const LayerNorm& p, const Operands& io) {
   SHARED float memory[2 * (THREADS / WAVE)];
-  Forward<T> f{input<T>(io, 0), any(io, 1), any(io, 2), output<T>(io, 3), any(io, 4), any(io, 5),
-               p.rows, p.cols, p.epsilon, memory};
-  if (f.packed()) by_width(p.cols, f);
-  else f.looped();
+  Forward<T> f = forward<T>(p, io, memory);
+  if (f.packed()) by_narrow_width(p.cols, f);
+  else f.template looped<WAVE>();
+}
+
+// Rows of more than 1024 elements: by a kernel of their own, which has room for two of the largest blocks
+// a multiprocessor.
+template <class T> DEVICE void layernorm_wide(const LayerNorm& p, const Operands& io) {
+  SHARED float memory[2 * (LONG / WAVE)];
+  Forward<T> f = forward<T>(p, io, memory);
+  if (!f.packed()) f.template looped<THREADS>();
+  else if (p.cols <= HELD_COLUMNS) f.template run<THREADS>();
+  else f.template run<LONG>();
 }
 
 // --- Backward ------------------------------------------------------------------------------------
@@ -119,34 +160,34 @@ template <class T> DEVICE void layernorm(const LayerNorm& p, const Operands& io)
 // sums over rows of dy x^ and dy, for gamma and beta, where SUMS.
 template <class T, bool DX, bool SUMS> struct Backward {
   const T *dy, *x;
-  Any gamma, mean, rstd;
+  Any gamma;
+  const float *mean, *rstd;
   T* dx;
   float* sums;  // [blocks, 2, cols]
   unsigned rows, cols, accumulate;
   float* memory;
 
   DEVICE bool packed() const {
-    return cols % PACK<T> == 0 && cols <= HELD_COLUMNS && aligned(dy) && aligned(x) &&
+    return cols % PACK<T> == 0 && cols <= LONGEST && aligned(dy) && aligned(x) &&
            (!DX || (aligned(dx) && aligned(gamma.base)));
   }
   DEVICE float* own_sums() const { return sums + size_t(block_x()) * 2 * cols; }
 
-  // What a lane reads of a row; zeros outside the matrix.
+  // What a lane reads of a row; zeros outside the matrix. As words: elements of 2 bytes would be taken
+  // out of their registers here and put together again.
   struct Read {
-    Pack<T, PACK<T>> dy[HELD / PACK<T>], x[HELD / PACK<T>];
+    Words dy[HELD / PACK<T>], x[HELD / PACK<T>];
     float mean, rstd;
   };
   template <int LANES> DEVICE Read read(const Walk<LANES, 1>& walk) const {
     constexpr int P = PACK<T>, K = HELD / P;
     Read r = {};
-    unsigned row = walk.row(0);
+    unsigned row = walk.row(0), col = walk.lane * P;
     if (row >= rows) return r;
-    UNROLL for (int k = 0; k < K; ++k) {
-      unsigned col = (k * LANES + walk.lane) * P;
-      if (col >= cols) continue;
-      r.dy[k] = *reinterpret_cast<const Pack<T, P>*>(dy + size_t(row) * cols + col);
-      r.x[k] = *reinterpret_cast<const Pack<T, P>*>(x + size_t(row) * cols + col);
-    }
+    const Words* of_dy = reinterpret_cast<const Words*>(dy + size_t(row) * cols + col);
+    const Words* of_x = reinterpret_cast<const Words*>(x + size_t(row) * cols + col);
+    UNROLL for (int k = 0; k < K; ++k)
+      if (k * LANES * P + col < cols) r.dy[k] = of_dy[k * LANES], r.x[k] = of_x[k * LANES];
     r.mean = mean[row], r.rstd = rstd[row];
     return r;
   }
@@ -154,57 +195,75 @@ template <class T, bool DX, bool SUMS> struct Backward {
   template <int LANES> DEVICE void run() const {
     constexpr int P = PACK<T>, K = HELD / P;
     float dg[K][P] = {}, db[K][P] = {};
+    // Blocks that walk many rows have the next one under way while they work on this one, where there are
+    // registers for both.
+    constexpr bool AHEAD = SUMS && (sizeof(T) < 4 || LANES < THREADS);
     Walk<LANES, 1> walk(rows);
     Read next;
-    if constexpr (SUMS) next = read(walk);
+    if constexpr (AHEAD) next = read(walk);
     while (walk.more()) {
       Read now;
-      if constexpr (SUMS) now = next;
+      if constexpr (AHEAD) now = next;
       else now = read(walk);
       unsigned row = walk.row(0), lane = walk.lane;
       walk.next();
-      // Blocks that walk many rows have the next one under way while they work on this one.
-      if (SUMS && walk.more()) next = read(walk);
+      if (AHEAD && walk.more()) next = read(walk);
       float grad[K][P], normal[K][P];
-      UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i) {
-        grad[k][i] = value_of(now.dy[k].at[i]);
-        normal[k][i] = (value_of(now.x[k].at[i]) - now.mean) * now.rstd;
-        if constexpr (SUMS) {
-          dg[k][i] = fma_of(grad[k][i], normal[k][i], dg[k][i]);
-          db[k][i] += grad[k][i];
+      UNROLL for (int k = 0; k < K; ++k) {
+        unpack<T>(grad[k], now.dy[k]);
+        unpack<T>(normal[k], now.x[k]);
+        UNROLL for (int i = 0; i < P; ++i) {
+          normal[k][i] = (normal[k][i] - now.mean) * now.rstd;
+          if constexpr (SUMS) {
+            dg[k][i] = fma_of(grad[k][i], normal[k][i], dg[k][i]);
+            db[k][i] += grad[k][i];
+          }
         }
       }
-      if constexpr (DX) write<LANES, K>(row, lane, grad, normal, now.rstd);
+      if constexpr (DX) {
+        times_gamma<LANES>(grad, lane * P);
+        write<LANES>(row, lane * P, grad, normal, now.rstd);
+      }
     }
     if constexpr (SUMS) add_up<LANES, K>(dg, db);
   }
 
-  template <int LANES, int K>
-  DEVICE void write(unsigned row, unsigned lane, float (&grad)[K][PACK<T>],
-                    float (&normal)[K][PACK<T>], float scale) const {
+  // Held in registers over the rows, gamma would take those that the next row comes in.
+  template <int LANES, int K> DEVICE void times_gamma(float (&grad)[K][PACK<T>], unsigned col) const {
     constexpr int P = PACK<T>;
-    float sums[2] = {}, inverse = 1.0f / float(cols);  // of g and of g x^
-    UNROLL for (int k = 0; k < K; ++k) {
-      unsigned col = (k * LANES + lane) * P;
-      float g[P] = {};
-      if (col < cols) gamma.load(g, col);
-      UNROLL for (int i = 0; i < P; ++i) {
-        grad[k][i] *= g[i];
-        sums[0] += grad[k][i];
-        sums[1] = fma_of(grad[k][i], normal[k][i], sums[1]);
-      }
+    float scales[K][P] = {};
+    auto each = [&](auto load) {
+      UNROLL for (int k = 0; k < K; ++k)
+        if (k * LANES * P + col < cols) load(scales[k], k * LANES * P);
+    };
+    const float* of_f32 = static_cast<const float*>(gamma.base) + col;
+    if (gamma.kind == KIND_F32) each([&](float (&to)[P], unsigned at) { load_pack(to, of_f32 + at); });
+    else each([&](float (&to)[P], unsigned at) { gamma.load(to, col + at); });
+    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i) grad[k][i] *= scales[k][i];
+  }
+
+  // `grad` is dy gamma, zero past the last column.
+  template <int LANES, int K>
+  DEVICE void write(unsigned row, unsigned col, const float (&grad)[K][PACK<T>],
+                    const float (&normal)[K][PACK<T>], float scale) const {
+    constexpr int P = PACK<T>;
+    float sums[2] = {};  // of g and of g x^
+    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int i = 0; i < P; ++i) {
+      sums[0] += grad[k][i];
+      sums[1] = fma_of(grad[k][i], normal[k][i], sums[1]);
     }
     row_sums<LANES>(sums, memory);
-    float mean_g = sums[0] * inverse, mean_gx = sums[1] * inverse;
+    if (row >= rows) return;
+    float part = -scale * reciprocal_of(float(cols)), shift = part * sums[0], slope = part * sums[1];
+    T* to = dx + size_t(row) * cols + col;
     UNROLL for (int k = 0; k < K; ++k) {
-      unsigned col = (k * LANES + lane) * P;
-      if (col >= cols || row >= rows) continue;
-      T* to = dx + size_t(row) * cols + col;
-      float out[P] = {};
-      if (accumulate) load_pack(out, to);
+      if (k * LANES * P + col >= cols) continue;
+      float out[P] = {}, base[P];
+      if (accumulate) load_pack(out, to + k * LANES * P);
+      UNROLL for (int i = 0; i < P; ++i) base[i] = accumulate ? out[i] + shift : shift;
       UNROLL for (int i = 0; i < P; ++i)
-        out[i] = fma_of(scale, grad[k][i] - mean_g - normal[k][i] * mean_gx, out[i]);
-      store_pack(to, out);
+        out[i] = fma_of(scale, grad[k][i], fma_of(normal[k][i], slope, base[i]));
+      store_pack(to + k * LANES * P, out);
     }
   }
 
@@ -248,12 +307,13 @@ template <class T, bool DX, bool SUMS> struct Backward {
     return (value_of(x[row * cols + c]) - mean[row]) * rstd[row];
   }
 
-  DEVICE void looped() const {
+  template <int LANES> DEVICE void looped() const {
     if constexpr (DX)
-      for (Walk<WAVE, 1> walk(rows); walk.more(); walk.next()) looped_row(walk);
+      for (Walk<LANES, 1> walk(rows); walk.more(); walk.next()) looped_row(walk);
     if constexpr (SUMS)
       for (unsigned c = thread_x(); c < cols; c += block_threads()) {
         float dg = 0.0f, db = 0.0f;
+        UNROLL_BY(4)
         for (size_t row = block_x(); row < rows; row += grid_x()) {
           float grad = value_of(dy[row * cols + c]);
           dg = fma_of(grad, normal_at(row, c), dg);
@@ -263,22 +323,22 @@ template <class T, bool DX, bool SUMS> struct Backward {
       }
   }
 
-  DEVICE void looped_row(const Walk<WAVE, 1>& walk) const {
+  template <int LANES> DEVICE void looped_row(const Walk<LANES, 1>& walk) const {
     bool live = walk.row(0) < rows;
     size_t row = live ? walk.row(0) : 0;
-    float sum = 0.0f, dot = 0.0f, inverse = 1.0f / float(cols), scale = rstd[row];
-    for (unsigned c = walk.lane; c < cols; c += WAVE) {
+    float sums[2] = {}, scale = rstd[row];
+    for (unsigned c = walk.lane; c < cols; c += LANES) {
       float g = value_of(dy[row * cols + c]) * gamma[c];
-      sum += g;
-      dot = fma_of(g, normal_at(row, c), dot);
+      sums[0] += g;
+      sums[1] = fma_of(g, normal_at(row, c), sums[1]);
     }
-    sum = lanes_sum(sum) * inverse;
-    dot = lanes_sum(dot) * inverse;
+    row_sums<LANES>(sums, memory);
     if (!live) return;
-    for (unsigned c = walk.lane; c < cols; c += WAVE) {
+    float inverse = 1.0f / float(cols), mean_g = sums[0] * inverse, mean_gx = sums[1] * inverse;
+    for (unsigned c = walk.lane; c < cols; c += LANES) {
       T* to = dx + row * cols + c;
       float g = value_of(dy[row * cols + c]) * gamma[c];
-      float grad = scale * (g - sum - normal_at(row, c) * dot);
+      float grad = scale * (g - mean_g - normal_at(row, c) * mean_gx);
       *to = rounded<T>(accumulate ? value_of(*to) + grad : grad);
     }
   }
@@ -286,28 +346,29 @@ template <class T, bool DX, bool SUMS> struct Backward {
   DEVICE void all(const Operands& io) {
     // Two sums of each column of what several teams of a block may hold; before that, two of each
     // wave.
-    SHARED float space[SUMS ? 2 * 1024 : 2 * (THREADS / WAVE)];
+    SHARED float space[SUMS ? 2 * 1024 : 2 * (LONG / WAVE)];
     memory = space;
     if (SUMS && block_x() == 0 && thread_x() == 0) count_partials(io, grid_x());
-    if (packed()) by_width(cols, *this);
-    else looped();
+    if (packed()) by_width<LONG>(cols, *this);
+    else if (cols <= NARROW_COLUMNS) looped<WAVE>();
+    else looped<THREADS>();
   }
 };
 
 template <class T> DEVICE void layernorm_backward(const LayerNormBackward& p, const Operands& io) {
-  Backward<T, true, false>{input<T>(io, 0), input<T>(io, 1), any(io, 2), any(io, 3), any(io, 4),
+  Backward<T, true, false>{input<T>(io, 0), input<T>(io, 1), any(io, 2), input<float>(io, 3), input<float>(io, 4),
                            output<T>(io, 5), nullptr, p.rows, p.cols, p.accumulate, nullptr}
       .all(io);
 }
 
 template <class T> DEVICE void layernorm_params(const LayerNormParams& p, const Operands& io) {
-  Backward<T, false, true>{input<T>(io, 0), input<T>(io, 1), Any{}, any(io, 2), any(io, 3),
+  Backward<T, false, true>{input<T>(io, 0), input<T>(io, 1), Any{}, input<float>(io, 2), input<float>(io, 3),
                            nullptr, partials_of(io), p.rows, p.cols, 0, nullptr}
       .all(io);
 }
 
 template <class T> DEVICE void layernorm_both(const LayerNormBackward& p, const Operands& io) {
-  Backward<T, true, true>{input<T>(io, 0), input<T>(io, 1), any(io, 2), any(io, 3), any(io, 4),
+  Backward<T, true, true>{input<T>(io, 0), input<T>(io, 1), any(io, 2), input<float>(io, 3), input<float>(io, 4),
                           output<T>(io, 5), partials_of(io), p.rows, p.cols, p.accumulate, nullptr}
       .all(io);
 }
@@ -332,8 +393,9 @@ template <class T> DEVICE void layernorm_both_end(const LayerNormBackward& p, co
 }  // namespace
 
 ENTRIES(layernorm, LayerNorm, THREADS, layernorm)
-ENTRIES(layernorm_backward, LayerNormBackward, THREADS, layernorm_backward)
-ENTRIES(layernorm_params, LayerNormParams, THREADS, layernorm_params)
+ENTRIES(layernorm_wide, LayerNorm, LONG, layernorm_wide)
+ENTRIES(layernorm_backward, LayerNormBackward, LONG, layernorm_backward)
+ENTRIES(layernorm_params, LayerNormParams, LONG, layernorm_params)
 ENTRIES(layernorm_params_end, LayerNormParams, PARTIALS_THREADS, layernorm_params_end)
-ENTRIES(layernorm_both, LayerNormBackward, THREADS, layernorm_both)
+ENTRIES(layernorm_both, LayerNormBackward, LONG, layernorm_both)
 ENTRIES(layernorm_both_end, LayerNormBackward, PARTIALS_THREADS, layernorm_both_end)

@@ -25,20 +25,21 @@ constexpr unsigned PARTIALS_COLUMNS = 8;
 
 // Calls store(column, sum) for each of `width` columns. Grid: width / PARTIALS_COLUMNS, rounded up.
 template <class Store> DEVICE void add_partials(const Operands& io, unsigned width, Store store) {
-  constexpr unsigned lanes = PARTIALS_THREADS / PARTIALS_COLUMNS;
+  // A turn takes the sums of four blocks on each of an H200's multiprocessors.
+  constexpr unsigned lanes = PARTIALS_THREADS / PARTIALS_COLUMNS, AT_ONCE = 17;
   SHARED float sums[PARTIALS_THREADS];
   unsigned rows = partials_count(io);
   const float* partials = partials_of(io);
   unsigned column = block_x() * PARTIALS_COLUMNS + thread_x() % PARTIALS_COLUMNS;
   float sum = 0.0f;
   if (column < width)
-    for (unsigned row = thread_x() / PARTIALS_COLUMNS; row < rows; row += 4 * lanes) {
-      float four[4];
-      UNROLL for (unsigned i = 0; i < 4; ++i) {
+    for (unsigned row = thread_x() / PARTIALS_COLUMNS; row < rows; row += AT_ONCE * lanes) {
+      float at_once[AT_ONCE];
+      UNROLL for (unsigned i = 0; i < AT_ONCE; ++i) {
         unsigned at = row + i * lanes;
-        four[i] = at < rows ? partials[size_t(at) * width + column] : 0.0f;
+        at_once[i] = at < rows ? partials[size_t(at) * width + column] : 0.0f;
       }
-      sum += (four[0] + four[1]) + (four[2] + four[3]);
+      UNROLL for (unsigned i = 0; i < AT_ONCE; ++i) sum += at_once[i];
     }
   sums[thread_x()] = sum;
   barrier();

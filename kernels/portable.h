@@ -218,6 +218,21 @@ template <class T, int N> DEVICE void store_pack(T* to, const float (&from)[N]) 
   UNROLL for (int i = 0; i < N / n; ++i) reinterpret_cast<Pack<T, n>*>(to)[i] = pack[i];
 }
 
+struct alignas(16) Words { unsigned at[4]; };
+
+// The elements of 16 bytes as they were read.
+template <class T> DEVICE void unpack(float (&to)[PACK<T>], const Words& words) {
+  UNROLL for (int i = 0; i < 4; ++i) {
+    unsigned word = words.at[i];
+    if constexpr (sizeof(T) == 4) {
+      to[i] = float_of(word);
+    } else {
+      to[2 * i] = value_of(T{static_cast<unsigned short>(word)});
+      to[2 * i + 1] = value_of(T{static_cast<unsigned short>(word >> 16)});
+    }
+  }
+}
+
 // --- Operands ------------------------------------------------------------------------------------
 
 // Argument 1 of every kernel: where the operands lie, inputs first, then outputs.
@@ -352,7 +367,6 @@ template <int THREADS> DEVICE float block_max(float x, float* memory) {
 
 // Philox 4x32-10 (Salmon et al. 2011), as src/ops/philox.rs: element i of stream s takes word i % 4
 // of the block with counter (i / 4, s, step low, step high) and key (seed low, seed high).
-struct alignas(16) Words { unsigned at[4]; };
 DEVICE Words philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned k0, unsigned k1) {
   UNROLL for (int round = 0; round < 10; ++round) {
     unsigned h0 = multiply_high(c0, 0xD2511F53u), l0 = c0 * 0xD2511F53u;

@@ -41,14 +41,21 @@ template <int LANES, int R> struct Walk {
 // Elements of a row that one lane holds.
 constexpr int HELD = 16;
 
-// Calls f.run<LANES>() with the lanes that hold a row of `cols`, as ops::plans has them.
-template <class F> DEVICE void by_width(unsigned cols, F f) {
+// Calls f.run<LANES>() with the lanes that hold a row of `cols`, as ops::plans has them: a part of a
+// block for up to NARROW_COLUMNS, all of THREADS for more, or MOST, where there are more, beyond
+// HELD_COLUMNS.
+constexpr unsigned NARROW_COLUMNS = 1024;
+template <class F> DEVICE void by_narrow_width(unsigned cols, F f) {
   if (cols <= 64) f.template run<4>();
   else if (cols <= 128) f.template run<8>();
   else if (cols <= 256) f.template run<16>();
   else if (cols <= 512) f.template run<32>();
-  else if (cols <= 1024) f.template run<64>();
-  else f.template run<THREADS>();
+  else f.template run<64>();
+}
+template <int MOST = THREADS, class F> DEVICE void by_width(unsigned cols, F f) {
+  if (cols <= NARROW_COLUMNS) by_narrow_width(cols, f);
+  else if (MOST == THREADS || cols <= HELD_COLUMNS) f.template run<THREADS>();
+  else f.template run<MOST>();
 }
 
 template <int LANES, int N> DEVICE void row_tops(float (&x)[N], float* memory) {

@@ -30,6 +30,7 @@ const MAY_SPILL: &[(&str, &str, &str)] = &[
     ("layernorm_f16", "sm_86", MORE_BLOCKS),
     ("layernorm_bf16", "sm_89", MORE_BLOCKS),
     ("layernorm_f16", "sm_89", MORE_BLOCKS),
+    ("layernorm_both_f32", "*", MORE_BLOCKS),
     ("softmax_backward_bf16", "sm_80", MORE_BLOCKS),
     ("softmax_backward_bf16", "sm_86", MORE_BLOCKS),
     ("softmax_backward_bf16", "sm_89", MORE_BLOCKS),

@@ -213,6 +213,9 @@ pub struct TrainSettings {
     pub patience: Option<u64>,
     /// A score counts as better only when it is better by more than this.
     pub min_delta: f64,
+    /// Most validation windows after an epoch, as a share of those to train on, in (0, 1]; never fewer
+    /// than 512, where there are so many.
+    pub validation_share: f64,
     /// Save the last state this often, s. None ("off"): only at the end of epochs.
     #[serde(with = "off")]
     pub checkpoint_every_s: Option<f64>,
@@ -263,6 +266,7 @@ impl Default for TrainSettings {
             ema: None,
             patience: Some(10),
             min_delta: 0.0,
+            validation_share: 0.1,
             checkpoint_every_s: Some(600.0),
             checkpoint_every_steps: None,
             amp: Amp::Off,

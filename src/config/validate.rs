@@ -281,6 +281,13 @@ fn check_optimizer(train: &TrainSettings) -> Check {
         || format!("{delta} is negative or no number"),
         "give 0 or more",
     )?;
+    let part = train.validation_share;
+    require(
+        part > 0.0 && part <= 1.0,
+        "train.validation_share",
+        || format!("{part} is not in (0, 1]"),
+        "0.1 is usual; 1.0 for as many windows as there are to train on",
+    )?;
     if let ClassWeights::Given(weights) = &train.class_weights {
         require(
             !weights.is_empty() && weights.iter().all(|w| w.is_finite() && *w > 0.0),

@@ -20,26 +20,50 @@ pub(super) fn elements(kernel: &str, n: usize) -> Plan {
     Plan::blocks(kernel, n.div_ceil(8 * 256), 256)
 }
 
-/// Lanes that hold a row, as `by_width` of `kernels/rows.h`.
-fn lanes(cols: usize) -> usize {
+/// Longest row that a part of a block holds (`NARROW_COLUMNS` of `kernels/rows.h`).
+pub(super) const NARROW: usize = 1024;
+
+/// Most lanes that hold a row of most kernels (`THREADS` of `kernels/rows.h`).
+pub(super) const LANES: usize = 256;
+
+/// Lanes that hold a row, `most` at most, as `by_width` of `kernels/rows.h`.
+fn lanes(cols: usize, most: usize) -> usize {
     match cols {
         0..=64 => 4,
         65..=128 => 8,
         129..=256 => 16,
         257..=512 => 32,
-        513..=1024 => 64,
-        _ => 256,
+        513..=NARROW => 64,
+        1025..=4096 => LANES,
+        _ => most,
     }
 }
 
-/// For rows that are held in registers (`kernels/rows.h`), `flight` of them at a time: blocks of 128
-/// threads, smaller ones where those would be too few for the machine.
-pub(super) fn rows(kernel: &str, arch: &Arch, rows: usize, cols: usize, flight: usize) -> Plan {
-    let lanes = lanes(cols);
+/// For rows that are held in registers (`kernels/rows.h`) of `most` lanes at most, `flight` of them at a
+/// time: blocks of 128 threads, smaller ones where those would be too few for the machine.
+pub(super) fn rows(
+    kernel: &str,
+    arch: &Arch,
+    (rows, cols): (usize, usize),
+    most: usize,
+    flight: usize,
+) -> Plan {
+    let lanes = lanes(cols, most);
     let blocks = |threads: usize| rows.div_ceil((threads / lanes).max(1) * flight);
     let threads = if blocks(128) >= 2 * arch.units as usize { 128 } else { 64 };
     let threads = threads.max(lanes).max(arch.wave as usize);
     Plan::blocks(kernel, blocks(threads), threads as u32)
+}
+
+/// For rows that are held by whole blocks: as many blocks as run at once, which walk the rows.
+pub(super) fn wide_rows(
+    kernel: &str,
+    arch: &Arch,
+    (rows, cols): (usize, usize),
+    most: usize,
+) -> Plan {
+    let threads = lanes(cols, most);
+    Plan::blocks(kernel, rows.min(1024 / threads * arch.units.max(1) as usize), threads as u32)
 }
 
 /// Bytes before the partial sums of a workspace (`kernels/partials.h`).
@@ -53,14 +77,19 @@ pub(super) fn add_partials(plan: Plan, kernel: &str, partials: usize, width: usi
         .workspace(PARTIALS_HEADER + partials * width * size_of::<f32>())
 }
 
-/// For sums over rows that are held in registers, two sums a column: as many blocks as run at once,
-/// which walk the rows, and a second stage.
-pub(super) fn row_sums(kernel: &str, arch: &Arch, rows: usize, cols: usize) -> Plan {
-    let lanes = lanes(cols);
+/// For sums over rows that are held in registers of `most` lanes at most, two sums a column: as many
+/// blocks as run at once, which walk the rows, and a second stage.
+pub(super) fn row_sums(
+    kernel: &str,
+    arch: &Arch,
+    (rows, cols): (usize, usize),
+    most: usize,
+) -> Plan {
+    let lanes = lanes(cols, most);
     // Threads hold their columns' sums besides the rows: a multiprocessor has registers for 512.
     let threads = lanes.max(128);
-    let most = 512 / threads * arch.units.max(1) as usize;
-    let blocks = rows.div_ceil(threads / lanes).clamp(1, most);
+    let resident = 512 / threads * arch.units.max(1) as usize;
+    let blocks = rows.div_ceil(threads / lanes).clamp(1, resident);
     add_partials(Plan::blocks(kernel, blocks, threads as u32), kernel, blocks, 2 * cols)
 }
 
@@ -93,6 +122,7 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Machine;
 
     #[test]
     fn stages_are_named_by_what_they_do_and_the_type() {
@@ -105,15 +135,18 @@ mod tests {
         for name in Arch::claimable() {
             let arch = Arch::claim(name).expect("in the table");
             for cols in [1, 64, 65, 128, 200, 256, 512, 768, 1024, 1025, 4096, 9999] {
-                let plans = [1, 2].map(|flight| rows("x_f32", &arch, 1600, cols, flight));
-                for plan in plans.into_iter().chain([row_sums("x_f32", &arch, 1600, cols)]) {
+                let cuda = matches!(arch.machine, Machine::Cuda { .. });
+                let most = if cuda { 512 } else { LANES };
+                let plans = [1, 2].map(|flight| rows("x_f32", &arch, (1600, cols), most, flight));
+                for plan in plans.into_iter().chain([row_sums("x_f32", &arch, (1600, cols), most)])
+                {
                     let stage = &plan.stages[0];
                     let block = stage.block as usize;
                     assert!(
-                        block.is_multiple_of(lanes(cols))
+                        block.is_multiple_of(lanes(cols, most))
                             && block.is_multiple_of(arch.wave as usize)
                     );
-                    assert!(stage.grid[0] >= 50, "{name} {cols}: {stage:?}");
+                    assert!(stage.grid[0] >= arch.units.min(50), "{name} {cols}: {stage:?}");
                 }
             }
         }

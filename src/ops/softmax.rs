@@ -18,7 +18,7 @@ pub struct Softmax {
 }
 
 op!(Softmax, "softmax", |op, arch, kernel| {
-    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 2)
+    plans::rows(kernel, arch, (op.rows as usize, op.cols as usize), plans::LANES, 2)
 });
 
 impl HostKernel for Softmax {
@@ -50,7 +50,7 @@ pub struct SoftmaxBackward {
 }
 
 op!(SoftmaxBackward, "softmax_backward", |op, arch, kernel| {
-    plans::rows(kernel, arch, op.rows as usize, op.cols as usize, 1)
+    plans::rows(kernel, arch, (op.rows as usize, op.cols as usize), plans::LANES, 1)
 });
 
 impl HostKernel for SoftmaxBackward {

@@ -21,6 +21,7 @@ use super::signal;
 use super::state::{About, Loaded, Progress};
 use super::step::{Results, Step};
 use super::target::Standard;
+use super::validation::thinned;
 use crate::backend::Backend;
 use crate::config::Settings;
 use crate::console::{Console, Progress as Progressing};
@@ -43,6 +44,7 @@ pub struct Fit<'a> {
     paths: RunPaths,
     label: String,
     pub(super) source: Source<'a>,
+    /// What of the validation windows is looked at after each epoch.
     pub(super) validation: Vec<Window>,
     pub(super) about: About,
     pub(super) step: Step,
@@ -103,6 +105,8 @@ impl<'a> Fit<'a> {
         let spec = step_spec(settings, data, &labels, (batch.max(1), machine))?;
         backend.reserve(&plan_exactly(backend.arch(), backend.arch().memory, &spec)?)?;
         let step = Step::new(backend, spec)?;
+        let eval_batch = step.spec().eval_batch;
+        let validation = thinned(validation, train.len(), t.validation_share, eval_batch);
         let subjects: Vec<String> =
             train.iter().map(|w| data.recording(w).subject.clone()).collect();
         let is_class = data.target.n_classes() > 0;

@@ -11,6 +11,27 @@ use crate::report::Curves;
 /// Evaluation passes whose windows are read from the cache at once.
 const PASSES: usize = 8;
 
+/// Windows that are validated after an epoch where there are so many, whatever part of the training's
+/// they are.
+const LEAST: usize = 512;
+
+/// What of the validation windows is looked at after each epoch: `share` of the number of windows to
+/// train on, in whole evaluation passes, spread evenly. A window costs a third of a training step's; all
+/// of a fifth of the subjects would be a twelfth of a run's time.
+pub(super) fn thinned(
+    windows: Vec<Window>,
+    trained: usize,
+    share: f64,
+    eval_batch: usize,
+) -> Vec<Window> {
+    let wanted = LEAST.max((share * trained as f64).ceil() as usize);
+    let (all, kept) = (windows.len(), wanted.next_multiple_of(eval_batch.max(1)));
+    if kept >= all {
+        return windows;
+    }
+    (0..kept).map(|i| windows[(2 * i + 1) * all / (2 * kept)]).collect()
+}
+
 impl Fit<'_> {
     /// Outputs `[windows, outputs]` with the present (averaged) weights.
     fn outputs(&self, windows: &[Window]) -> Result<Vec<f32>> {
@@ -103,4 +124,27 @@ pub fn curves(paths: &RunPaths, step_of_best: Option<u64>) -> Curves {
         }
     }
     curves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(n: u32) -> Vec<Window> {
+        (0..n).map(|i| Window { recording: i / 100, start: 10 * i, event: 0 }).collect()
+    }
+
+    #[test]
+    fn validation_is_thinned_evenly_and_in_whole_passes() {
+        let all = windows(5000);
+        let kept = thinned(all.clone(), 8000, 0.1, 96);
+        assert_eq!(kept.len(), 864);
+        let of = |recording| kept.iter().filter(|w| w.recording == recording).count();
+        assert!((0..50).all(|recording| (17..=18).contains(&of(recording))));
+        assert!(kept.is_sorted_by_key(|w| w.start));
+        for (n, trained, share) in [(500, 100, 0.1), (5000, 5000, 1.0), (700, 690, 1.0)] {
+            assert_eq!(thinned(windows(n), trained, share, 256), windows(n));
+        }
+        assert_eq!(thinned(windows(600), 100, 0.1, 256).len(), 512);
+    }
 }
