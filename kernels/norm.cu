@@ -192,12 +192,21 @@ template <class T, bool DX, bool SUMS> struct Backward {
     return r;
   }
 
+  DEVICE void fetch_row(unsigned row, unsigned col, unsigned step) const {
+    if (row >= rows) return;
+    UNROLL for (int k = 0; k < HELD / PACK<T>; ++k) {
+      size_t at = size_t(row) * cols + k * step + col;
+      if (k * step + col < cols) fetch(dy + at), fetch(x + at);
+    }
+  }
+
   template <int LANES> DEVICE void run() const {
     constexpr int P = PACK<T>, K = HELD / P;
     float dg[K][P] = {}, db[K][P] = {};
     // Blocks that walk many rows have the next one under way while they work on this one, where there are
-    // registers for both.
-    constexpr bool AHEAD = SUMS && (sizeof(T) < 4 || LANES < THREADS);
+    // registers for both. One that fills a multiprocessor has too little under way even so: the row after
+    // is fetched into the cache.
+    constexpr bool AHEAD = SUMS && (sizeof(T) < 4 || LANES < THREADS), FETCHED = SUMS && sizeof(T) < 4 && LANES >= THREADS;
     Walk<LANES, 1> walk(rows);
     Read next;
     if constexpr (AHEAD) next = read(walk);
@@ -208,6 +217,7 @@ template <class T, bool DX, bool SUMS> struct Backward {
       unsigned row = walk.row(0), lane = walk.lane;
       walk.next();
       if (AHEAD && walk.more()) next = read(walk);
+      if (FETCHED) fetch_row(walk.row(0) + (AHEAD ? walk.stride() : 0), lane * P, LANES * P);
       float grad[K][P], normal[K][P];
       UNROLL for (int k = 0; k < K; ++k) {
         unpack<T>(grad[k], now.dy[k]);

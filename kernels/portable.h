@@ -41,6 +41,8 @@ DEVICE unsigned grid_x() { return gridDim.x; }
 DEVICE unsigned grid_y() { return gridDim.y; }
 DEVICE void barrier() { __syncthreads(); }
 DEVICE void wave_barrier() { __syncwarp(); }
+// Memory that is read soon may be fetched into the card's cache.
+DEVICE void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
 template <class V> DEVICE V shuffle_xor(V value, int mask) {
   static_assert(sizeof(V) == 4, "shuffles move 4 bytes");
   return __shfl_xor_sync(0xffffffffu, value, mask);
@@ -115,6 +117,7 @@ DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 DEVICE void wave_barrier() { __builtin_amdgcn_wave_barrier(); }
+DEVICE void fetch(const void*) {}
 template <class V> DEVICE V shuffle(V value, int lane) {
   static_assert(sizeof(V) == 4, "shuffles move 4 bytes");
   int moved = __builtin_amdgcn_ds_bpermute(lane << 2, __builtin_bit_cast(int, value));

@@ -34,7 +34,8 @@ template <int LANES, int R> struct Walk {
     first = block_x() * groups * R;
   }
   DEVICE bool more() const { return first < rows; }
-  DEVICE void next() { first += grid_x() * groups * R; }
+  DEVICE unsigned stride() const { return grid_x() * groups * R; }
+  DEVICE void next() { first += stride(); }
   DEVICE unsigned row(int r) const { return first + r * groups + group; }
 };
 

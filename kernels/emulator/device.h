@@ -72,6 +72,7 @@ template <class V>
 V shuffle_xor(V value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   return shuffle(value, int((thread_x() & (WAVE - 1)) ^ unsigned(mask)), file, line);
 }
+inline void fetch(const void*) {}
 inline char* dynamic_shared() { return emulator::current->dynamic_shared; }
 inline float exp_of(float x) { return std::exp(x); }
 inline float exp2_of(float x) { return std::exp2(x); }

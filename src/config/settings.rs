@@ -266,7 +266,7 @@ impl Default for TrainSettings {
             ema: None,
             patience: Some(10),
             min_delta: 0.0,
-            validation_share: 0.1,
+            validation_share: 0.05,
             checkpoint_every_s: Some(600.0),
             checkpoint_every_steps: None,
             amp: Amp::Off,

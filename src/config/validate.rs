@@ -286,7 +286,7 @@ fn check_optimizer(train: &TrainSettings) -> Check {
         part > 0.0 && part <= 1.0,
         "train.validation_share",
         || format!("{part} is not in (0, 1]"),
-        "0.1 is usual; 1.0 for as many windows as there are to train on",
+        "0.05 is usual; 1.0 for as many windows as there are to train on",
     )?;
     if let ClassWeights::Given(weights) = &train.class_weights {
         require(
