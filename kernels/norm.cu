@@ -173,22 +173,26 @@ template <class T, bool DX, bool SUMS> struct Backward {
   }
   DEVICE float* own_sums() const { return sums + size_t(block_x()) * 2 * cols; }
 
+  // The last row comes first: what the op before wrote last, or read, is still in the card's cache. What
+  // is no row stays none.
+  template <int LANES> DEVICE unsigned row_of(const Walk<LANES, 1>& walk) const {
+    return rows - 1 - walk.row(0);
+  }
+
   // What a lane reads of a row; zeros outside the matrix. As words: elements of 2 bytes would be taken
   // out of their registers here and put together again.
   struct Read {
     Words dy[HELD / PACK<T>], x[HELD / PACK<T>];
-    float mean, rstd;
   };
   template <int LANES> DEVICE Read read(const Walk<LANES, 1>& walk) const {
     constexpr int P = PACK<T>, K = HELD / P;
     Read r = {};
-    unsigned row = walk.row(0), col = walk.lane * P;
+    unsigned row = row_of(walk), col = walk.lane * P;
     if (row >= rows) return r;
     const Words* of_dy = reinterpret_cast<const Words*>(dy + size_t(row) * cols + col);
     const Words* of_x = reinterpret_cast<const Words*>(x + size_t(row) * cols + col);
     UNROLL for (int k = 0; k < K; ++k)
       if (k * LANES * P + col < cols) r.dy[k] = of_dy[k * LANES], r.x[k] = of_x[k * LANES];
-    r.mean = mean[row], r.rstd = rstd[row];
     return r;
   }
 
@@ -206,7 +210,8 @@ template <class T, bool DX, bool SUMS> struct Backward {
     // Blocks that walk many rows have the next one under way while they work on this one, where there are
     // registers for both. One that fills a multiprocessor has too little under way even so: the row after
     // is fetched into the cache.
-    constexpr bool AHEAD = SUMS && (sizeof(T) < 4 || LANES < THREADS), FETCHED = SUMS && sizeof(T) < 4 && LANES >= THREADS;
+    constexpr bool AHEAD = SUMS && (sizeof(T) < 4 || LANES < THREADS);
+    constexpr bool FETCHED = SUMS && sizeof(T) < 4 && LANES >= THREADS;
     Walk<LANES, 1> walk(rows);
     Read next;
     if constexpr (AHEAD) next = read(walk);
@@ -214,16 +219,18 @@ template <class T, bool DX, bool SUMS> struct Backward {
       Read now;
       if constexpr (AHEAD) now = next;
       else now = read(walk);
-      unsigned row = walk.row(0), lane = walk.lane;
+      unsigned row = row_of(walk), lane = walk.lane;
+      bool live = row < rows;
+      float mu = live ? mean[row] : 0.0f, scale = live ? rstd[row] : 0.0f;
       walk.next();
       if (AHEAD && walk.more()) next = read(walk);
-      if (FETCHED) fetch_row(walk.row(0) + (AHEAD ? walk.stride() : 0), lane * P, LANES * P);
+      if (FETCHED) fetch_row(row_of(walk) - (AHEAD ? walk.stride() : 0), lane * P, LANES * P);
       float grad[K][P], normal[K][P];
       UNROLL for (int k = 0; k < K; ++k) {
         unpack<T>(grad[k], now.dy[k]);
         unpack<T>(normal[k], now.x[k]);
         UNROLL for (int i = 0; i < P; ++i) {
-          normal[k][i] = (normal[k][i] - now.mean) * now.rstd;
+          normal[k][i] = (normal[k][i] - mu) * scale;
           if constexpr (SUMS) {
             dg[k][i] = fma_of(grad[k][i], normal[k][i], dg[k][i]);
             db[k][i] += grad[k][i];
@@ -231,15 +238,15 @@ template <class T, bool DX, bool SUMS> struct Backward {
         }
       }
       if constexpr (DX) {
-        times_gamma<LANES>(grad, lane * P);
-        write<LANES>(row, lane * P, grad, normal, now.rstd);
+        weigh<LANES>(grad, lane * P);
+        write<LANES>(row, lane * P, grad, normal, scale);
       }
     }
     if constexpr (SUMS) add_up<LANES, K>(dg, db);
   }
 
   // Held in registers over the rows, gamma would take those that the next row comes in.
-  template <int LANES, int K> DEVICE void times_gamma(float (&grad)[K][PACK<T>], unsigned col) const {
+  template <int LANES, int K> DEVICE void weigh(float (&grad)[K][PACK<T>], unsigned col) const {
     constexpr int P = PACK<T>;
     float scales[K][P] = {};
     auto each = [&](auto load) {
@@ -323,7 +330,6 @@ template <class T, bool DX, bool SUMS> struct Backward {
     if constexpr (SUMS)
       for (unsigned c = thread_x(); c < cols; c += block_threads()) {
         float dg = 0.0f, db = 0.0f;
-        UNROLL_BY(4)
         for (size_t row = block_x(); row < rows; row += grid_x()) {
           float grad = value_of(dy[row * cols + c]);
           dg = fma_of(grad, normal_at(row, c), dg);
