@@ -179,10 +179,15 @@ template <class T, bool DX, bool SUMS> struct Backward {
     return rows - 1 - walk.row(0);
   }
 
+  // Whether a row's statistics are read with it: with rows of 4-byte elements there are no registers left
+  // for those of the next row, and they are in a cache.
+  static constexpr bool STATS_AHEAD = sizeof(T) < 4;
+
   // What a lane reads of a row; zeros outside the matrix. As words: elements of 2 bytes would be taken
   // out of their registers here and put together again.
   struct Read {
     Words dy[HELD / PACK<T>], x[HELD / PACK<T>];
+    float mean, rstd;
   };
   template <int LANES> DEVICE Read read(const Walk<LANES, 1>& walk) const {
     constexpr int P = PACK<T>, K = HELD / P;
@@ -193,6 +198,7 @@ template <class T, bool DX, bool SUMS> struct Backward {
     const Words* of_x = reinterpret_cast<const Words*>(x + size_t(row) * cols + col);
     UNROLL for (int k = 0; k < K; ++k)
       if (k * LANES * P + col < cols) r.dy[k] = of_dy[k * LANES], r.x[k] = of_x[k * LANES];
+    if (STATS_AHEAD) r.mean = mean[row], r.rstd = rstd[row];
     return r;
   }
 
@@ -220,8 +226,8 @@ template <class T, bool DX, bool SUMS> struct Backward {
       if constexpr (AHEAD) now = next;
       else now = read(walk);
       unsigned row = row_of(walk), lane = walk.lane;
-      bool live = row < rows;
-      float mu = live ? mean[row] : 0.0f, scale = live ? rstd[row] : 0.0f;
+      float mu = now.mean, scale = now.rstd;
+      if constexpr (!STATS_AHEAD) mu = row < rows ? mean[row] : 0.0f, scale = row < rows ? rstd[row] : 0.0f;
       walk.next();
       if (AHEAD && walk.more()) next = read(walk);
       if (FETCHED) fetch_row(row_of(walk) - (AHEAD ? walk.stride() : 0), lane * P, LANES * P);
