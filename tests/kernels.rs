@@ -24,6 +24,9 @@ use engine::backend::{Arch, Machine};
 /// Kernels that may spill, or keep an array in memory: (kernel, architecture, why). A name that ends
 /// with `*` stands for all that begin so; the architecture `*` for all.
 const MAY_SPILL: &[(&str, &str, &str)] = &[
+    ("layernorm_bf16", "sm_120", MORE_BLOCKS),
+    ("layernorm_f16", "sm_120", MORE_BLOCKS),
+    ("layernorm_f32", "sm_120", MORE_BLOCKS),
     ("layernorm_backward_f32", "sm_120", MORE_BLOCKS),
     ("layernorm_wide_f32", "sm_120", MORE_BLOCKS),
     ("softmax_backward_bf16", "sm_80", MORE_BLOCKS),
