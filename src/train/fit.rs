@@ -101,25 +101,23 @@ impl<'a> Fit<'a> {
         // The longest schedule there can be is known only with the number of batches.
         let rows = (batch * t.accumulation).min(train.len()).max(1);
         let batch = if rows < batch * t.accumulation { rows / t.accumulation } else { batch };
-        let machine = backend.arch().machine;
-        let spec = step_spec(settings, data, &labels, (batch.max(1), machine))?;
+        let sizes = (batch.max(1), backend.arch().machine);
+        let spec = step_spec(settings, data, &labels, sizes)?;
         backend.reserve(&plan_exactly(backend.arch(), backend.arch().memory, &spec)?)?;
         let step = Step::new(backend, spec)?;
-        let eval_batch = step.spec().eval_batch;
-        let validation = thinned(validation, train.len(), t.validation_share, eval_batch);
-        let subjects: Vec<String> =
-            train.iter().map(|w| data.recording(w).subject.clone()).collect();
+        let validation = thinned(validation, (train.len(), t.validation_share), &step);
+        let subject = |w: &Window| data.recording(w).subject.clone();
+        let subjects: Vec<String> = train.iter().map(subject).collect();
         let is_class = data.target.n_classes() > 0;
-        let classes: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
         let balance = match (settings.data.balanced, is_class) {
             (false, _) => Balance::Windows,
             (true, true) => Balance::ClassesAndSubjects,
             (true, false) => Balance::Subjects,
         };
-        let classes = is_class.then_some(classes.as_slice());
+        let classes = is_class.then(|| labels.iter().map(|&l| l as u32).collect::<Vec<_>>());
+        let classes = classes.as_deref();
         let sampler = Sampler::new(&numbered(&subjects), classes, balance, step.rows(), t.seed)?;
-        let total = sampler.batches() as u64 * t.epochs;
-        let total = t.max_steps.map_or(total, |most| most.min(total));
+        let total = t.max_steps.unwrap_or(u64::MAX).min(sampler.batches() as u64 * t.epochs);
         let standard = (!is_class).then(|| standard(data, &train));
         let about = About {
             model: step.spec().model.clone(),

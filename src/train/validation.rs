@@ -20,12 +20,16 @@ const LEAST: usize = 512;
 /// of a fifth of the subjects would be a twelfth of a run's time.
 pub(super) fn thinned(
     windows: Vec<Window>,
-    trained: usize,
-    share: f64,
-    eval_batch: usize,
+    (trained, share): (usize, f64),
+    step: &Step,
 ) -> Vec<Window> {
     let wanted = LEAST.max((share * trained as f64).ceil() as usize);
-    let (all, kept) = (windows.len(), wanted.next_multiple_of(eval_batch.max(1)));
+    spread(windows, wanted.next_multiple_of(step.spec().eval_batch.max(1)))
+}
+
+/// So many of the windows, evenly spread, or all.
+fn spread(windows: Vec<Window>, kept: usize) -> Vec<Window> {
+    let all = windows.len();
     if kept >= all {
         return windows;
     }
@@ -135,16 +139,14 @@ mod tests {
     }
 
     #[test]
-    fn validation_is_thinned_evenly_and_in_whole_passes() {
-        let all = windows(5000);
-        let kept = thinned(all.clone(), 8000, 0.1, 96);
+    fn windows_are_spread_evenly() {
+        let kept = spread(windows(5000), 864);
         assert_eq!(kept.len(), 864);
         let of = |recording| kept.iter().filter(|w| w.recording == recording).count();
         assert!((0..50).all(|recording| (17..=18).contains(&of(recording))));
         assert!(kept.is_sorted_by_key(|w| w.start));
-        for (n, trained, share) in [(500, 100, 0.1), (5000, 5000, 1.0), (700, 690, 1.0)] {
-            assert_eq!(thinned(windows(n), trained, share, 256), windows(n));
+        for n in [1, 700, 864] {
+            assert_eq!(spread(windows(n), 864), windows(n));
         }
-        assert_eq!(thinned(windows(600), 100, 0.1, 256).len(), 512);
     }
 }

@@ -76,7 +76,8 @@ impl Left {
     }
 }
 
-/// `depth` rows of a panel of B, a share with each of the tiles of `rows` rows.
+/// `depth` rows of a panel of B, the next one or the first of the terms that follow: a share with each of
+/// the tiles of `rows` rows.
 #[cfg(target_arch = "x86_64")]
 fn fetch_panel(from: *const f32, b_rs: usize, depth: usize, (rows, tall): (usize, usize)) -> Fetch {
     let count = depth.div_ceil(rows.next_multiple_of(tall));
@@ -125,7 +126,6 @@ pub(super) fn product(
                     let mut fetch = left.fetch_next((rows, depth), panel, panels);
                     let mut right = (&b[panel * b_step + from * b_rs..], b_rs);
                     if gathered {
-                        // The next panel, or the first one of the terms that follow.
                         let step = if j + wide < n { wide } else { (depth * b_rs).wrapping_sub(j) };
                         let next = right.0.as_ptr().wrapping_add(step);
                         fetch = fetch_panel(next, b_rs, depth, (rows, tall));
