@@ -3,8 +3,8 @@
 // Bound by memory: each row is read once and written once. A row of up to 4096 elements (8192 on
 // NVIDIA cards) stays in the registers of 4 to 512 lanes, 16 elements each, from its statistics to its
 // output; the variance is taken around the mean (two passes, both over registers). Lanes move 16 bytes
-// at a time. Rows that do not divide into 16 bytes are walked by a wave in several passes, longer ones
-// by a block.
+// at a time. Rows that cannot be held so, or do not divide into 16 bytes, are walked in several passes, by
+// a wave up to 1024 elements, by a block beyond.
 //
 // Gradients of gamma and beta are sums over all rows: a lane keeps the sums of its columns in
 // registers over the rows its block walks, the block adds them up, and a second stage adds the
@@ -19,6 +19,15 @@ namespace {
 // Lanes that hold the longest rows.
 constexpr int LONG = COMPACT ? THREADS : 512;
 constexpr unsigned LONGEST = HELD * LONG;
+
+// What a lane holds of a row, if it is `live`, from column `col` on; what there is not stays as it was. As
+// words: elements of 2 bytes would be taken out of their registers here and put together again.
+template <int LANES, class T>
+DEVICE void read_row(Words (&to)[HELD / PACK<T>], const T* row, unsigned col, unsigned cols, bool live) {
+  const Words* from = reinterpret_cast<const Words*>(row + col);
+  UNROLL for (int k = 0; k < HELD / PACK<T>; ++k)
+    if (k * LANES * PACK<T> + col < cols && live) to[k] = from[k * LANES];
+}
 
 // --- Forward -------------------------------------------------------------------------------------
 
@@ -36,16 +45,12 @@ template <class T> struct Forward {
            aligned(gamma.base) && aligned(beta.base);
   }
 
-  // What a lane reads of a row, zeros outside the matrix; as words, as in the backward pass.
+  // Zeros where there is no such row.
   template <int LANES, int R>
   DEVICE void read(Words (&to)[HELD / PACK<T>], const Walk<LANES, R>& walk, int r) const {
-    constexpr int P = PACK<T>, K = HELD / P;
-    unsigned row = walk.row(r), col = walk.lane * P;
-    const Words* from = reinterpret_cast<const Words*>(x + size_t(row) * cols + col);
-    UNROLL for (int k = 0; k < K; ++k) {
-      to[k] = Words{};
-      if (k * LANES * P + col < cols && row < rows) to[k] = from[k * LANES];
-    }
+    UNROLL for (int k = 0; k < HELD / PACK<T>; ++k) to[k] = Words{};
+    unsigned row = walk.row(r);
+    read_row<LANES>(to, x + size_t(row) * cols, walk.lane * PACK<T>, cols, row < rows);
   }
 
   // A group of lanes has two rows in flight. One that is a block or more works on one, with the next
@@ -183,21 +188,17 @@ template <class T, bool DX, bool SUMS> struct Backward {
   // for those of the next row, and they are in a cache.
   static constexpr bool STATS_AHEAD = sizeof(T) < 4;
 
-  // What a lane reads of a row; zeros outside the matrix. As words: elements of 2 bytes would be taken
-  // out of their registers here and put together again.
+  // What a lane reads of a row; zeros outside the matrix.
   struct Read {
     Words dy[HELD / PACK<T>], x[HELD / PACK<T>];
     float mean, rstd;
   };
   template <int LANES> DEVICE Read read(const Walk<LANES, 1>& walk) const {
-    constexpr int P = PACK<T>, K = HELD / P;
     Read r = {};
-    unsigned row = row_of(walk), col = walk.lane * P;
+    unsigned row = row_of(walk), col = walk.lane * PACK<T>;
     if (row >= rows) return r;
-    const Words* of_dy = reinterpret_cast<const Words*>(dy + size_t(row) * cols + col);
-    const Words* of_x = reinterpret_cast<const Words*>(x + size_t(row) * cols + col);
-    UNROLL for (int k = 0; k < K; ++k)
-      if (k * LANES * P + col < cols) r.dy[k] = of_dy[k * LANES], r.x[k] = of_x[k * LANES];
+    read_row<LANES>(r.dy, dy + size_t(row) * cols, col, cols, true);
+    read_row<LANES>(r.x, x + size_t(row) * cols, col, cols, true);
     if (STATS_AHEAD) r.mean = mean[row], r.rstd = rstd[row];
     return r;
   }
@@ -217,7 +218,7 @@ template <class T, bool DX, bool SUMS> struct Backward {
     // registers for both. One that fills a multiprocessor has too little under way even so: the row after
     // is fetched into the cache.
     constexpr bool AHEAD = SUMS && (sizeof(T) < 4 || LANES < THREADS);
-    constexpr bool FETCHED = SUMS && sizeof(T) < 4 && LANES >= THREADS;
+    constexpr bool FETCHED = AHEAD && LANES >= THREADS;
     Walk<LANES, 1> walk(rows);
     Read next;
     if constexpr (AHEAD) next = read(walk);
@@ -230,7 +231,7 @@ template <class T, bool DX, bool SUMS> struct Backward {
       if constexpr (!STATS_AHEAD) mu = row < rows ? mean[row] : 0.0f, scale = row < rows ? rstd[row] : 0.0f;
       walk.next();
       if (AHEAD && walk.more()) next = read(walk);
-      if (FETCHED) fetch_row(row_of(walk) - (AHEAD ? walk.stride() : 0), lane * P, LANES * P);
+      if (FETCHED) fetch_row(row_of(walk) - walk.stride(), lane * P, LANES * P);
       float grad[K][P], normal[K][P];
       UNROLL for (int k = 0; k < K; ++k) {
         unpack<T>(grad[k], now.dy[k]);
@@ -368,7 +369,7 @@ template <class T, bool DX, bool SUMS> struct Backward {
   DEVICE void all(const Operands& io) {
     // Two sums of each column of what several teams of a block may hold; before that, two of each
     // wave.
-    SHARED float space[SUMS ? 2 * 1024 : 2 * (LONG / WAVE)];
+    SHARED float space[SUMS ? 2 * NARROW_COLUMNS : 2 * (LONG / WAVE)];
     memory = space;
     if (SUMS && block_x() == 0 && thread_x() == 0) count_partials(io, grid_x());
     if (packed()) by_width<LONG>(cols, *this);

@@ -280,6 +280,8 @@ fn meanings_are_checked_with_the_field_and_the_remedy() {
         ("[train]\nmin_lr = 0.1\n", ["my.toml:2", "lr 0.001", "at or below"]),
         ("[train]\nwarmup = 50\nmax_steps = 50\n", ["my.toml:2", "never end", "fewer than 50"]),
         ("[train]\nwarmup = 1.0\n", ["my.toml:2", "[0, 1)", "0.05"]),
+        ("[train]\nvalidation_share = 0\n", ["my.toml:2", "(0, 1]", "0.05"]),
+        ("[train]\nvalidation_share = 1.5\n", ["my.toml:2", "(0, 1]", "0.05"]),
         ("[train]\nbatch = 0\n", ["my.toml:2", "no batch", "auto"]),
         ("[train]\nema = 1.0\n", ["my.toml:2", "(0, 1)", "0.999"]),
         ("[train]\nbetas = [0.9, 1.0]\n", ["my.toml:2", "[0, 1)", "0.95"]),

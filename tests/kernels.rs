@@ -27,6 +27,7 @@ const MAY_SPILL: &[(&str, &str, &str)] = &[
     ("layernorm_bf16", "sm_120", MORE_BLOCKS),
     ("layernorm_f16", "sm_120", MORE_BLOCKS),
     ("layernorm_f32", "sm_120", MORE_BLOCKS),
+    ("layernorm_backward_f16", "sm_120", MORE_BLOCKS),
     ("layernorm_backward_f32", "sm_120", MORE_BLOCKS),
     ("layernorm_wide_f32", "sm_120", MORE_BLOCKS),
     ("softmax_backward_bf16", "sm_80", MORE_BLOCKS),

@@ -222,6 +222,13 @@ fn check_steps(train: &TrainSettings) -> Check {
         || "0 would stop before the first epoch".to_string(),
         "give 1 or more epochs, or \"off\"",
     )?;
+    let part = train.validation_share;
+    require(
+        part > 0.0 && part <= 1.0,
+        "train.validation_share",
+        || format!("{part} is not in (0, 1]"),
+        "0.05 is usual; 1.0 for as many windows as there are to train on",
+    )?;
     require(
         train.unfreeze != Some(0),
         "train.unfreeze",
@@ -280,13 +287,6 @@ fn check_optimizer(train: &TrainSettings) -> Check {
         "train.min_delta",
         || format!("{delta} is negative or no number"),
         "give 0 or more",
-    )?;
-    let part = train.validation_share;
-    require(
-        part > 0.0 && part <= 1.0,
-        "train.validation_share",
-        || format!("{part} is not in (0, 1]"),
-        "0.05 is usual; 1.0 for as many windows as there are to train on",
     )?;
     if let ClassWeights::Given(weights) = &train.class_weights {
         require(

@@ -3,12 +3,13 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::{expect_last, op, plans, size};
+use super::plans::{Held, NARROW, stage};
+use super::{expect_last, op, size};
 use crate::Result;
+use crate::backend::Machine;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::{for_rows, for_rows3};
 use crate::backend::cpu::real::{Real, vectorised};
-use crate::backend::{Arch, Machine};
 use crate::tape::{Tape, Var};
 
 /// y = (x - mean) * rstd * gamma + beta by rows. Inputs: x `[rows, cols]`, gamma, beta `[cols]`;
@@ -28,17 +29,11 @@ impl LayerNorm {
     }
 }
 
-/// Most lanes that hold a row (`LONG` of `kernels/norm.cu`).
-fn most_lanes(arch: &Arch) -> usize {
-    if matches!(arch.machine, Machine::Cuda { .. }) { 512 } else { plans::LANES }
-}
-
 op!(LayerNorm, "layernorm", |op, arch, kernel| {
-    let (rows, cols) = (op.rows as usize, op.cols as usize);
-    if cols <= plans::NARROW {
-        plans::rows(kernel, arch, (rows, cols), most_lanes(arch), 2)
-    } else {
-        plans::wide_rows(&plans::stage(kernel, "wide"), arch, (rows, cols), most_lanes(arch))
+    let held = Held::long(arch, op.rows, op.cols);
+    match op.cols as usize {
+        ..=NARROW => held.plan(kernel, arch, 2),
+        _ => held.walked(&stage(kernel, "wide"), arch),
     }
 });
 
@@ -98,7 +93,7 @@ pub struct LayerNormBackward {
 }
 
 op!(LayerNormBackward, "layernorm_backward", |op, arch, kernel| {
-    plans::rows(kernel, arch, (op.rows as usize, op.cols as usize), most_lanes(arch), 1)
+    Held::long(arch, op.rows, op.cols).plan(kernel, arch, 1)
 });
 
 impl HostKernel for LayerNormBackward {
@@ -171,7 +166,7 @@ pub struct LayerNormParams {
 }
 
 op!(LayerNormParams, "layernorm_params", |op, arch, kernel| {
-    plans::row_sums(kernel, arch, (op.rows as usize, op.cols as usize), most_lanes(arch))
+    Held::long(arch, op.rows, op.cols).sums(kernel, arch)
 });
 
 /// Columns whose sums one piece of work keeps in registers.
@@ -230,7 +225,7 @@ impl LayerNormBoth {
 }
 
 op!(LayerNormBoth, "layernorm_both", |op, arch, kernel| {
-    plans::row_sums(kernel, arch, (op.0.rows as usize, op.0.cols as usize), most_lanes(arch))
+    Held::long(arch, op.0.rows, op.0.cols).sums(kernel, arch)
 });
 
 impl HostKernel for LayerNormBoth {

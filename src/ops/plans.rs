@@ -1,6 +1,6 @@
 //! Geometry that several ops' plans share with their kernels.
 
-use crate::backend::{Arch, Plan};
+use crate::backend::{Arch, Machine, Plan};
 
 /// The kernel of a further stage: "column_sums_bf16" and "end" give "column_sums_end_bf16".
 pub(super) fn stage(kernel: &str, what: &str) -> String {
@@ -23,47 +23,73 @@ pub(super) fn elements(kernel: &str, n: usize) -> Plan {
 /// Longest row that a part of a block holds (`NARROW_COLUMNS` of `kernels/rows.h`).
 pub(super) const NARROW: usize = 1024;
 
-/// Most lanes that hold a row of most kernels (`THREADS` of `kernels/rows.h`).
-pub(super) const LANES: usize = 256;
+/// Threads of the largest block of most kernels (`THREADS` of `kernels/rows.h`).
+const THREADS: usize = 256;
 
-/// Lanes that hold a row, `most` at most, as `by_width` of `kernels/rows.h`.
-fn lanes(cols: usize, most: usize) -> usize {
-    match cols {
-        0..=64 => 4,
-        65..=128 => 8,
-        129..=256 => 16,
-        257..=512 => 32,
-        513..=NARROW => 64,
-        1025..=4096 => LANES,
-        _ => most,
+/// Rows that are held in the registers of some lanes each (`kernels/rows.h`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    rows: usize,
+    cols: usize,
+    lanes: usize,
+}
+
+impl Held {
+    /// By no more lanes than most kernels' blocks have.
+    pub(super) fn new(rows: u32, cols: u32) -> Self {
+        Self::by(rows, cols, THREADS)
+    }
+
+    /// By as many as `LONG` of `kernels/norm.cu`.
+    pub(super) fn long(arch: &Arch, rows: u32, cols: u32) -> Self {
+        let cuda = matches!(arch.machine, Machine::Cuda { .. });
+        Self::by(rows, cols, if cuda { 512 } else { THREADS })
+    }
+
+    /// As `by_width` of `kernels/rows.h`, `most` lanes at most.
+    fn by(rows: u32, cols: u32, most: usize) -> Self {
+        let (rows, cols) = (rows as usize, cols as usize);
+        let lanes = match cols {
+            0..=64 => 4,
+            65..=128 => 8,
+            129..=256 => 16,
+            257..=512 => 32,
+            513..=NARROW => 64,
+            1025..=4096 => THREADS,
+            _ => most,
+        };
+        Self { rows, cols, lanes }
+    }
+
+    /// `flight` rows at a time: blocks of 128 threads, smaller ones where those would be too few for the
+    /// machine.
+    pub(super) fn plan(self, kernel: &str, arch: &Arch, flight: usize) -> Plan {
+        let blocks = |threads: usize| self.rows.div_ceil((threads / self.lanes).max(1) * flight);
+        let threads = if blocks(128) >= 2 * arch.units as usize { 128 } else { 64 };
+        let threads = threads.max(self.lanes).max(arch.wave as usize);
+        Plan::blocks(kernel, blocks(threads), threads as u32)
+    }
+
+    /// Of rows beyond [`NARROW`], whole blocks: as many as run at once, which walk the rows.
+    pub(super) fn walked(self, kernel: &str, arch: &Arch) -> Plan {
+        let blocks = self.rows.min(resident(arch, 1024, self.lanes));
+        Plan::blocks(kernel, blocks, self.lanes as u32)
+    }
+
+    /// For sums over the rows, two a column: as many blocks as run at once, which walk the rows, and a
+    /// second stage.
+    pub(super) fn sums(self, kernel: &str, arch: &Arch) -> Plan {
+        let threads = self.lanes.max(128);
+        // Threads hold their columns' sums besides the rows: a multiprocessor has registers for 512.
+        let most = resident(arch, 512, threads);
+        let blocks = self.rows.div_ceil(threads / self.lanes).clamp(1, most);
+        add_partials(Plan::blocks(kernel, blocks, threads as u32), kernel, blocks, 2 * self.cols)
     }
 }
 
-/// For rows that are held in registers (`kernels/rows.h`) of `most` lanes at most, `flight` of them at a
-/// time: blocks of 128 threads, smaller ones where those would be too few for the machine.
-pub(super) fn rows(
-    kernel: &str,
-    arch: &Arch,
-    (rows, cols): (usize, usize),
-    most: usize,
-    flight: usize,
-) -> Plan {
-    let lanes = lanes(cols, most);
-    let blocks = |threads: usize| rows.div_ceil((threads / lanes).max(1) * flight);
-    let threads = if blocks(128) >= 2 * arch.units as usize { 128 } else { 64 };
-    let threads = threads.max(lanes).max(arch.wave as usize);
-    Plan::blocks(kernel, blocks(threads), threads as u32)
-}
-
-/// For rows that are held by whole blocks: as many blocks as run at once, which walk the rows.
-pub(super) fn wide_rows(
-    kernel: &str,
-    arch: &Arch,
-    (rows, cols): (usize, usize),
-    most: usize,
-) -> Plan {
-    let threads = lanes(cols, most);
-    Plan::blocks(kernel, rows.min(1024 / threads * arch.units.max(1) as usize), threads as u32)
+/// Blocks of `threads` that run at once where a multiprocessor has room for `room` threads.
+fn resident(arch: &Arch, room: usize, threads: usize) -> usize {
+    room / threads * arch.units.max(1) as usize
 }
 
 /// Bytes before the partial sums of a workspace (`kernels/partials.h`).
@@ -75,22 +101,6 @@ pub(super) fn add_partials(plan: Plan, kernel: &str, partials: usize, width: usi
     let blocks = u32::try_from(width.div_ceil(8).max(1)).unwrap_or(u32::MAX);
     plan.then(stage(kernel, "end"), [blocks, 1, 1], 256)
         .workspace(PARTIALS_HEADER + partials * width * size_of::<f32>())
-}
-
-/// For sums over rows that are held in registers of `most` lanes at most, two sums a column: as many
-/// blocks as run at once, which walk the rows, and a second stage.
-pub(super) fn row_sums(
-    kernel: &str,
-    arch: &Arch,
-    (rows, cols): (usize, usize),
-    most: usize,
-) -> Plan {
-    let lanes = lanes(cols, most);
-    // Threads hold their columns' sums besides the rows: a multiprocessor has registers for 512.
-    let threads = lanes.max(128);
-    let resident = 512 / threads * arch.units.max(1) as usize;
-    let blocks = rows.div_ceil(threads / lanes).clamp(1, resident);
-    add_partials(Plan::blocks(kernel, blocks, threads as u32), kernel, blocks, 2 * cols)
 }
 
 /// A product whose sums may be split.
@@ -122,7 +132,6 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Machine;
 
     #[test]
     fn stages_are_named_by_what_they_do_and_the_type() {
@@ -135,18 +144,18 @@ mod tests {
         for name in Arch::claimable() {
             let arch = Arch::claim(name).expect("in the table");
             for cols in [1, 64, 65, 128, 200, 256, 512, 768, 1024, 1025, 4096, 9999] {
-                let cuda = matches!(arch.machine, Machine::Cuda { .. });
-                let most = if cuda { 512 } else { LANES };
-                let plans = [1, 2].map(|flight| rows("x_f32", &arch, (1600, cols), most, flight));
-                for plan in plans.into_iter().chain([row_sums("x_f32", &arch, (1600, cols), most)])
-                {
+                let held = Held::long(&arch, 1600, cols);
+                // Where a block fills a multiprocessor there is one for each.
+                let least = if held.lanes > THREADS { arch.units.min(50) } else { 50 };
+                let plans = [1, 2].map(|flight| held.plan("x_f32", &arch, flight));
+                for plan in plans.into_iter().chain([held.sums("x_f32", &arch)]) {
                     let stage = &plan.stages[0];
                     let block = stage.block as usize;
                     assert!(
-                        block.is_multiple_of(lanes(cols, most))
+                        block.is_multiple_of(held.lanes)
                             && block.is_multiple_of(arch.wave as usize)
                     );
-                    assert!(stage.grid[0] >= arch.units.min(50), "{name} {cols}: {stage:?}");
+                    assert!(stage.grid[0] >= least, "{name} {cols}: {stage:?}");
                 }
             }
         }

@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{op, plans, size};
+use super::plans::Held;
+use super::{op, size};
 use crate::Result;
 use crate::backend::cpu::host::{HostIo, HostKernel};
 use crate::backend::cpu::parallel::for_rows;
@@ -17,9 +18,7 @@ pub struct Softmax {
     cols: u32,
 }
 
-op!(Softmax, "softmax", |op, arch, kernel| {
-    plans::rows(kernel, arch, (op.rows as usize, op.cols as usize), plans::LANES, 2)
-});
+op!(Softmax, "softmax", |op, arch, kernel| { Held::new(op.rows, op.cols).plan(kernel, arch, 2) });
 
 impl HostKernel for Softmax {
     fn host_in<T: Real>(&self, io: &mut HostIo<'_>) -> Result<()> {
@@ -50,7 +49,7 @@ pub struct SoftmaxBackward {
 }
 
 op!(SoftmaxBackward, "softmax_backward", |op, arch, kernel| {
-    plans::rows(kernel, arch, (op.rows as usize, op.cols as usize), plans::LANES, 1)
+    Held::new(op.rows, op.cols).plan(kernel, arch, 1)
 });
 
 impl HostKernel for SoftmaxBackward {

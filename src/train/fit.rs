@@ -105,7 +105,8 @@ impl<'a> Fit<'a> {
         let spec = step_spec(settings, data, &labels, sizes)?;
         backend.reserve(&plan_exactly(backend.arch(), backend.arch().memory, &spec)?)?;
         let step = Step::new(backend, spec)?;
-        let validation = thinned(validation, (train.len(), t.validation_share), &step);
+        let validation =
+            thinned(validation, (train.len(), t.validation_share), step.spec().eval_batch);
         let subject = |w: &Window| data.recording(w).subject.clone();
         let subjects: Vec<String> = train.iter().map(subject).collect();
         let is_class = data.target.n_classes() > 0;

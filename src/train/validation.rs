@@ -21,15 +21,10 @@ const LEAST: usize = 512;
 pub(super) fn thinned(
     windows: Vec<Window>,
     (trained, share): (usize, f64),
-    step: &Step,
+    eval_batch: usize,
 ) -> Vec<Window> {
     let wanted = LEAST.max((share * trained as f64).ceil() as usize);
-    spread(windows, wanted.next_multiple_of(step.spec().eval_batch.max(1)))
-}
-
-/// So many of the windows, evenly spread, or all.
-fn spread(windows: Vec<Window>, kept: usize) -> Vec<Window> {
-    let all = windows.len();
+    let (all, kept) = (windows.len(), wanted.next_multiple_of(eval_batch.max(1)));
     if kept >= all {
         return windows;
     }
@@ -139,14 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_spread_evenly() {
-        let kept = spread(windows(5000), 864);
+    fn validation_is_thinned_evenly_and_in_whole_passes() {
+        let kept = thinned(windows(5000), (8000, 0.1), 96);
         assert_eq!(kept.len(), 864);
         let of = |recording| kept.iter().filter(|w| w.recording == recording).count();
         assert!((0..50).all(|recording| (17..=18).contains(&of(recording))));
         assert!(kept.is_sorted_by_key(|w| w.start));
-        for n in [1, 700, 864] {
-            assert_eq!(spread(windows(n), 864), windows(n));
+        for (n, trained, share) in [(1, 100, 0.1), (500, 100, 0.1), (5000, 5000, 1.0)] {
+            assert_eq!(thinned(windows(n), (trained, share), 256), windows(n));
         }
+        assert_eq!(thinned(windows(600), (100, 0.1), 256).len(), 512);
     }
 }
