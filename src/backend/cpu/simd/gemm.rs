@@ -230,29 +230,23 @@ fn product<T: Real>(
     crate_gemm((m, n, k), alpha, a, b, beta, c, c_rs);
 }
 
-/// What becomes of the sums of [`gemm_then`] before they are stored; column j has its `less[j]`.
+/// What becomes of the sums of [`gemm_then`] before they are stored.
 #[derive(Debug)]
 pub enum Then<'a, T> {
-    /// C = 2^(scale sum - less).
+    /// C = 2^sum.
     Power {
-        /// Of the sums.
-        scale: T,
-        /// `[n]`
-        less: &'a [T],
         /// `[n]`: C's columns are added to these, row by row.
         totals: Option<&'a mut [T]>,
     },
-    /// C = factor (sum - less).
+    /// C = factor sum.
     Slope {
-        /// `[n]`
-        less: &'a [T],
         /// Lies as C does.
         factor: &'a [T],
     },
 }
 
-/// `c = then(a * b)` on one thread, for a short sum: what would be a pass over C happens while it is
-/// in registers. `b` is `[k, n]` and `c` `[m, n]`, the rows of both `step` apart.
+/// `c = then(start + a * b)` on one thread, for a short sum: what would be a pass over C happens while it
+/// is in registers. `b` is `[k, n]` and `c` `[m, n]`, the rows of both `step` apart; `start` is `[n]`.
 ///
 /// # Panics
 /// When a slice is too short, `n` no multiple of [`COLUMNS`], or `k` above [`DEPTH`]: bugs of the
@@ -260,7 +254,7 @@ pub enum Then<'a, T> {
 pub fn gemm_then<T: Real>(
     (m, n, k): (usize, usize, usize),
     a: Mat<'_, T>,
-    b: &[T],
+    (b, start): (&[T], &[T]),
     c: &mut [T],
     step: usize,
     mut then: Then<'_, T>,
@@ -275,51 +269,44 @@ pub fn gemm_then<T: Real>(
         "not for {n} columns, {k} terms"
     );
     let fits = match &then {
-        Then::Power { less, totals, .. } => {
-            less.len() >= n && totals.as_ref().is_none_or(|totals| totals.len() >= n)
-        }
-        Then::Slope { less, factor } => less.len() >= n && factor.len() >= (m - 1) * step + n,
+        Then::Power { totals } => totals.as_ref().is_none_or(|totals| totals.len() >= n),
+        Then::Slope { factor } => factor.len() >= (m - 1) * step + n,
     };
-    assert!(fits, "what follows the product is too short");
+    assert!(fits && start.len() >= n, "what belongs to the product is too short");
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = own_tiles::<T>() {
         let pointer = |x: &[T]| bytemuck::cast_slice::<T, f32>(x).as_ptr();
-        let (alpha, then) = match then {
-            Then::Power { scale, less, totals } => {
-                let less = pointer(less);
-                let then = match totals {
-                    None => gemm_tile::Then::Power(Power { less, totals: ptr::null_mut() }),
-                    Some(totals) => {
-                        let totals = bytemuck::cast_slice_mut::<T, f32>(totals).as_mut_ptr();
-                        gemm_tile::Then::PowerTotals(Power { less, totals })
-                    }
-                };
-                (scale, then)
+        let start = pointer(start);
+        let then = match then {
+            Then::Power { totals: None } => {
+                gemm_tile::Then::Power(Power { start, totals: ptr::null_mut() })
             }
-            Then::Slope { less, factor } => {
-                let (less, factor) = (pointer(less), pointer(factor));
-                (T::ONE, gemm_tile::Then::Slope(Slope { less, factor }))
+            Then::Power { totals: Some(totals) } => {
+                let totals = bytemuck::cast_slice_mut::<T, f32>(totals).as_mut_ptr();
+                gemm_tile::Then::PowerTotals(Power { start, totals })
+            }
+            Then::Slope { factor } => {
+                gemm_tile::Then::Slope(Slope { start, factor: pointer(factor) })
             }
         };
-        let scales = (alpha.wide() as f32, 0.0);
         let a = Mat::new(bytemuck::cast_slice(a.data), a.rs, a.cs);
         let b = (bytemuck::cast_slice(b), step, tiles.columns());
         let c = (bytemuck::cast_slice_mut(c), step);
-        return gemm_blocks::product(tiles, (m, n, k), scales, (a, None), b, c, then);
+        return gemm_blocks::product(tiles, (m, n, k), (1.0, 0.0), (a, None), b, c, then);
     }
     gemm((m, n, k), T::ONE, a, Mat::new(b, step, 1), T::ZERO, c, step);
     vectorised!(for (i, row) in c.chunks_mut(step).take(m).enumerate() {
         let row = &mut row[..n];
+        row.iter_mut().zip(start).for_each(|(x, &start)| *x += start);
         match &mut then {
-            Then::Power { scale, less, totals } => {
-                row.iter_mut().zip(*less).for_each(|(x, &less)| *x = x.fma(*scale, -less).exp2());
+            Then::Power { totals } => {
+                row.iter_mut().for_each(|x| *x = x.exp2());
                 if let Some(totals) = totals {
                     totals.iter_mut().zip(row).for_each(|(total, &mut x)| *total += x);
                 }
             }
-            Then::Slope { less, factor } => {
-                let pairs = less.iter().zip(&factor[i * step..]);
-                row.iter_mut().zip(pairs).for_each(|(x, (&less, &f))| *x = f * (*x - less));
+            Then::Slope { factor } => {
+                row.iter_mut().zip(&factor[i * step..]).for_each(|(x, &f)| *x *= f);
             }
         }
     });
@@ -430,23 +417,22 @@ mod tests {
         for (m, n, k) in [(1, 16, 1), (13, 32, 16), (42, 208, 16), (30, 48, 7)] {
             let step = n + 3;
             let (a, b) = (draw(&mut rng, m * k), draw(&mut rng, k * step));
-            let (less, factor) = (draw(&mut rng, n), draw(&mut rng, m * step));
+            let (start, factor) = (draw(&mut rng, n), draw(&mut rng, m * step));
             let left = Mat::new(&a[..], k, 1);
             let mut plain = vec![0.0f32; m * step];
             gemm((m, n, k), 1.0, left, Mat::new(&b, step, 1), 0.0, &mut plain, step);
             let (mut powers, mut slopes) = (vec![7.0f32; m * step], vec![7.0f32; m * step]);
             let mut totals = vec![1.0f32; n];
-            let then = Then::Power { scale: 0.5, less: &less, totals: Some(&mut totals) };
-            gemm_then((m, n, k), left, &b, &mut powers, step, then);
-            let then = Then::Slope { less: &less, factor: &factor };
-            gemm_then((m, n, k), left, &b, &mut slopes, step, then);
+            let then = Then::Power { totals: Some(&mut totals) };
+            gemm_then((m, n, k), left, (&b, &start), &mut powers, step, then);
+            let then = Then::Slope { factor: &factor };
+            gemm_then((m, n, k), left, (&b, &start), &mut slopes, step, then);
             for j in 0..step {
                 let mut total = 1.0;
                 for at in (j..m * step).step_by(step) {
                     let (want_power, want_slope) = if j < n {
-                        let x = f64::from(plain[at]);
-                        let less = f64::from(less[j]);
-                        ((0.5 * x - less).exp2(), f64::from(factor[at]) * (x - less))
+                        let x = f64::from(plain[at]) + f64::from(start[j]);
+                        (x.exp2(), f64::from(factor[at]) * x)
                     } else {
                         (7.0, 7.0)
                     };

@@ -49,26 +49,28 @@ pub(super) struct Fetch {
 pub(super) enum Then {
     /// C = alpha sum + beta C.
     Scale,
-    /// C = 2^(alpha sum - less).
+    /// C = 2^sum.
     Power(Power<false>),
     /// As `Power`, and C's columns are added up, row by row, in `totals`.
     PowerTotals(Power<true>),
-    /// C = factor (sum - less).
+    /// C = factor sum.
     Slope(Slope),
 }
 
 /// Of [`Then::Power`] and [`Then::PowerTotals`]; element j of both belongs to C's column j.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Power<const TOTALS: bool> {
-    pub less: *const f32,
+    /// What the sums begin with.
+    pub start: *const f32,
     /// Only where TOTALS.
     pub totals: *mut f32,
 }
 
-/// Of [`Then::Slope`]; element j of `less` belongs to C's column j, `factor` lies as C does.
+/// Of [`Then::Slope`]; element j of `start` belongs to C's column j, `factor` lies as C does.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slope {
-    pub less: *const f32,
+    /// What the sums begin with.
+    pub start: *const f32,
     pub factor: *const f32,
 }
 
@@ -119,7 +121,7 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
             (0..MR).for_each(|i| fetch(next.wrapping_add(i * p.fetch.rs)));
             next = next.wrapping_add(p.fetch.step);
         }
-        let mut sums = [[S::zero(); NV]; MR];
+        let mut sums = [then.start::<S, NV>(); MR];
         let (mut a, mut b) = (p.a, p.b);
         // Left to itself, the compiler steps from row to row: a chain of additions as long as the
         // multiplications of a few rows take.
@@ -158,6 +160,16 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
 trait Finish: Copy {
     /// Columns come in whole vectors.
     const WHOLE: bool;
+
+    /// What the sums of every row begin with.
+    ///
+    /// # Safety
+    /// As for [`tile`].
+    #[inline(always)]
+    unsafe fn start<S: Vectors, const NV: usize>(self) -> [S::V; NV] {
+        // SAFETY: as for `tile`.
+        unsafe { [S::zero(); NV] }
+    }
 
     /// Stores the sums of the tile at `p.c`; `mask` selects the last vector's columns where not all
     /// exist.
@@ -214,8 +226,29 @@ impl Finish for Scale {
     }
 }
 
+/// The first vectors of a row.
+///
+/// # Safety
+/// As for [`tile`], and the row must have them.
+#[inline(always)]
+unsafe fn vectors_of<S: Vectors, const NV: usize>(row: *const f32) -> [S::V; NV] {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut all = [S::zero(); NV];
+        for (v, x) in all.iter_mut().enumerate() {
+            *x = S::load(row.add(v * S::LANES));
+        }
+        all
+    }
+}
+
 impl<const TOTALS: bool> Finish for Power<TOTALS> {
     const WHOLE: bool = true;
+    #[inline(always)]
+    unsafe fn start<S: Vectors, const NV: usize>(self) -> [S::V; NV] {
+        // SAFETY: as for `tile`; `start` has an element for each column.
+        unsafe { vectors_of::<S, NV>(self.start) }
+    }
     #[inline(always)]
     unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
         self,
@@ -223,23 +256,17 @@ impl<const TOTALS: bool> Finish for Power<TOTALS> {
         sums: &[[S::V; NV]; MR],
         _mask: Option<S::Mask>,
     ) {
-        // SAFETY: as for `tile`; `less`, and `totals` where there are any, have an element for each
-        // column.
+        // SAFETY: as for `tile`; `totals`, where there are any, have an element for each column.
         unsafe {
-            let alpha = S::splat(p.alpha);
             let mut totals = [S::zero(); NV];
             if TOTALS {
-                for (v, total) in totals.iter_mut().enumerate() {
-                    *total = S::load(self.totals.add(v * S::LANES));
-                }
+                totals = vectors_of::<S, NV>(self.totals);
             }
             for (i, row) in sums.iter().enumerate() {
                 for (v, &x) in row.iter().enumerate() {
-                    let at = v * S::LANES;
-                    let minus = S::sub(S::zero(), S::load(self.less.add(at)));
-                    let x = power::<S>(S::fma(alpha, x, minus));
+                    let x = power::<S>(x);
                     totals[v] = S::add(totals[v], x);
-                    S::store(p.c.add(i * p.c_rs + at), x);
+                    S::store(p.c.add(i * p.c_rs + v * S::LANES), x);
                 }
             }
             if TOTALS {
@@ -251,12 +278,17 @@ impl<const TOTALS: bool> Finish for Power<TOTALS> {
     }
     #[inline(always)]
     fn from(self, _at: usize, j: usize) -> Self {
-        Self { less: self.less.wrapping_add(j), totals: self.totals.wrapping_add(j) }
+        Self { start: self.start.wrapping_add(j), totals: self.totals.wrapping_add(j) }
     }
 }
 
 impl Finish for Slope {
     const WHOLE: bool = true;
+    #[inline(always)]
+    unsafe fn start<S: Vectors, const NV: usize>(self) -> [S::V; NV] {
+        // SAFETY: as for `tile`; `start` has an element for each column.
+        unsafe { vectors_of::<S, NV>(self.start) }
+    }
     #[inline(always)]
     unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
         self,
@@ -264,12 +296,11 @@ impl Finish for Slope {
         sums: &[[S::V; NV]; MR],
         _mask: Option<S::Mask>,
     ) {
-        // SAFETY: as for `tile`; `less` has an element for each column, `factor` one for each of C.
+        // SAFETY: as for `tile`; `factor` has an element for each of C.
         unsafe {
             for (i, row) in sums.iter().enumerate() {
                 for (v, &x) in row.iter().enumerate() {
                     let at = i * p.c_rs + v * S::LANES;
-                    let x = S::sub(x, S::load(self.less.add(v * S::LANES)));
                     S::store(p.c.add(at), S::mul(S::load(self.factor.add(at)), x));
                 }
             }
@@ -277,7 +308,7 @@ impl Finish for Slope {
     }
     #[inline(always)]
     fn from(self, at: usize, j: usize) -> Self {
-        Self { less: self.less.wrapping_add(j), factor: self.factor.wrapping_add(at) }
+        Self { start: self.start.wrapping_add(j), factor: self.factor.wrapping_add(at) }
     }
 }
 
@@ -290,10 +321,10 @@ unsafe fn power<S: Vectors>(x: S::V) -> S::V {
         let magic = S::splat(EXP2.magic);
         let shifted = S::add(x, magic);
         let r = S::sub(x, S::sub(shifted, magic));
-        let mut p = S::splat(EXP2.fit[0]);
-        for c in &EXP2.fit[1..] {
-            p = S::fma(p, r, S::splat(*c));
-        }
+        let [a, b, c, d, e, f] = EXP2.fit.map(|x| S::splat(x));
+        let square = S::mul(r, r);
+        let p = S::fma(S::fma(a, r, b), square, S::fma(c, r, d));
+        let p = S::fma(p, square, S::fma(e, r, f));
         S::mul(p, S::to_exponent(shifted))
     }
 }

@@ -83,21 +83,6 @@ pub fn copy_rows<T: Copy>(
     }
 }
 
-/// Copies to the first elements of `to`, whole panels' rows without a call.
-#[inline(always)]
-pub fn copy_row<T: Copy>(to: &mut [T], from: &[T]) {
-    fn copy<T: Copy, const N: usize>(to: &mut [T], from: &[T]) {
-        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
-            *to = *from;
-        }
-    }
-    match from.len() {
-        16 => copy::<T, 16>(to, from),
-        32 => copy::<T, 32>(to, from),
-        n => to[..n].copy_from_slice(from),
-    }
-}
-
 /// From one packed tile of `depth` terms of `tall` rows to the next. A line more than they take: many
 /// tiles are written side by side, and powers of 2 apart they would share few places of the cache.
 #[cfg(target_arch = "x86_64")]
