@@ -1,7 +1,8 @@
 //! Training steps and single kernels on an NVIDIA card, timed by the card's own events.
 //!
 //! `cargo bench --bench cuda -- step` runs one group; `-- step/rtx3060/256` one row. Each line is a JSON
-//! object. The peers are `benches/peers/*.py`, which print the same names.
+//! object. The peers are `benches/peers/*.py`, which print the same names. `-- products` prints the lines of
+//! `benches/record/<gpu>/gemm.tsv` instead, by which `--gemm auto` chooses.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use engine::data::rng::Rng;
 use engine::model::{EegFormerConfig, ModelConfig};
 use engine::nn::params::{Builder, Params};
 use engine::ops::elementwise::Axpy;
-use engine::ops::gemm::{After, linear};
+use engine::ops::gemm::{self, After, linear};
 use engine::ops::loss::Pointwise;
 use engine::ops::optimizer::{AdamW, BLOCK, CONTROL, GradNorm, HYPER};
 use engine::ops::{attention, layernorm, philox, spectral};
@@ -245,7 +246,7 @@ fn spectra(wanted: &str) {
     }
 }
 
-fn products(wanted: &str) {
+fn linears(wanted: &str) {
     for (m, n, k) in [
         (4096, 4096, 4096),
         (8192, 8192, 8192),
@@ -267,6 +268,44 @@ fn products(wanted: &str) {
             let x = random(&gpu, &[m, k], DType::Bf16, 1);
             let w = random(&gpu, &[n, k], DType::Bf16, 2);
             both(&name, &gpu, &[x, w], |t, v| linear(t, &v[0], &v[1], After::default()));
+        }
+    }
+}
+
+/// Single products, the engine's and the vendor's.
+fn products() {
+    println!("layout\tdtype\tm\tn\tk\town_us\tvendor_us");
+    let widths = [(128, 128), (384, 128), (512, 128), (128, 512), (1024, 256), (256, 1024)];
+    let skinny =
+        [1600, 6400, 51_200].into_iter().flat_map(|rows| widths.map(|(n, k)| (rows, n, k)));
+    let square = [256, 512, 1024, 2048, 4096, 8192].map(|n| (n, n, n));
+    let shapes: Vec<_> = skinny.chain(square).collect();
+    for (kind, dtype) in [("bf16", DType::Bf16), ("tf32", DType::F32), ("f32", DType::F32)] {
+        let [own, vendor] = [Gemm::Native, Gemm::Vendor].map(|wish| {
+            let card = Cuda::open(0, None).unwrap_or_else(|error| panic!("{error}"));
+            let mut arch = with_wishes(card.arch(), wish, &[]).expect("possible");
+            arch.wishes.tf32 = kind == "tf32";
+            let gpu = Arc::new(Gpu::new(card, arch, 4 << 30));
+            // Each product takes of them what it needs.
+            let operands = [1, 2, 3].map(|seed| random(&gpu, &[8192 * 8192], dtype, seed));
+            (gpu, operands)
+        });
+        for (layout, a_t, b_t) in [("nt", false, true), ("nn", false, false), ("tn", true, false)] {
+            for &(rows, n, k) in shapes.iter().filter(|shape| kind != "f32" || shape.2 < 8192) {
+                // Gradients of weights: sums over all rows.
+                let dims = if a_t { (n, k, rows) } else { (rows, n, k) };
+                let op = gemm::Gemm::dense(dims, a_t, b_t, 0);
+                let [own, vendor] = [&own, &vendor].map(|(gpu, [a, b, c])| {
+                    let inner = (40_000_000_000 / (rows * n * k)).clamp(2, 40);
+                    let backend: &dyn Backend = gpu.as_ref();
+                    let launch = || backend.launch(op, &[a, b], &[c]);
+                    let replay = gpu.record(&mut || (0..inner).try_for_each(|_| launch()));
+                    let replay = replay.expect("records").expect("a graph");
+                    1e3 * median(gpu, 7, 1, || gpu.replay(&replay).expect("runs")) / inner as f64
+                });
+                let (m, n, k) = dims;
+                println!("{layout}\t{kind}\t{m}\t{n}\t{k}\t{own:.2}\t{vendor:.2}");
+            }
         }
     }
 }
@@ -334,8 +373,11 @@ fn main() {
         return;
     }
     let wanted = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
+    if wanted == "products" {
+        return products();
+    }
     ceilings(&wanted);
-    products(&wanted);
+    linears(&wanted);
     attentions(&wanted);
     norms(&wanted);
     spectra(&wanted);

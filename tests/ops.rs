@@ -133,12 +133,18 @@ fn native_products_match_f64() {
 
 #[test]
 fn tf32_products_match_f64() {
-    for (name, card) in cards() {
-        let mut arch = card.arch().clone();
-        arch.wishes.tf32 = true;
-        let precisions = [(Types::Uniform(DType::F32), 1e-3)];
-        let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
-        check(&name, cases::table(), &device, &precisions, 5);
+    for gemm in [Gemm::Auto, Gemm::Native] {
+        for (name, card) in cards() {
+            let mut arch = with_wishes(card.arch(), gemm, &[]).expect("possible");
+            arch.wishes.tf32 = true;
+            let precisions = [(Types::Uniform(DType::F32), 1e-3)];
+            let device = params_on(Arc::new(Gpu::new(card, arch, 4 << 30)));
+            // The slope of a GELU whose sum is of a thousand rounded terms is as uncertain as that sum.
+            let filling = cases::that_fill_cards().into_iter();
+            let filling = filling.filter(|case| !case.name.starts_with("linear gelu"));
+            let cases = cases::table().into_iter().chain(filling);
+            check(&name, cases.collect(), &device, &precisions, 5);
+        }
     }
 }
 

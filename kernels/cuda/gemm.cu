@@ -1,10 +1,12 @@
-// Matrix products of 16-bit types on the matrix units of sm_80 and newer, by mma.sync and cp.async.
+// Matrix products of 16-bit types, and of f32 rounded to TF32, on the matrix units of sm_80 and newer, by
+// mma.sync and cp.async.
 //
 // A block computes a tile BM x BN of C, its warps WM x WN each. Tiles of A and B, BK deep, come to shared
 // memory through STAGES buffers of asynchronous copies; 16-byte chunks are placed by an exclusive-or
 // of row and chunk, so that neither the copies nor ldmatrix meet in a bank. Operands may lie either
-// way round: ldmatrix transposes where needed. An operand whose rows are not whole, aligned chunks (129 channels)
-// is loaded element by element. C passes through shared memory to be stored 16 bytes at a time, with
+// way round: ldmatrix transposes where needed; what is of 32 bits it cannot transpose, that is read element
+// by element, and rounded by each warp that reads it. An operand whose rows are not whole, aligned chunks
+// (129 channels) is loaded element by element. C passes through shared memory to be stored 16 bytes at a time, with
 // everything that follows the product done on the way.
 //
 // Sums over a long k (gradients of weights: k is batch times time) are split among blocks along the
@@ -15,16 +17,24 @@
 
 namespace {
 
-// ROWS x COLS elements of 2 bytes, COLS contiguous in memory, as chunks of 8 in shared memory.
-template <class T, int ROWS, int COLS, int THREADS> struct Tile {
-  static constexpr int CHUNKS = COLS / 8;
-  static constexpr int BYTES = ROWS * COLS * 2;
+// ROWS x COLS elements, COLS contiguous in memory, as chunks of 16 bytes in shared memory. `BY_ELEMENT`: the
+// rows lie along k and are read so.
+template <class T, int ROWS, int COLS, int THREADS, bool BY_ELEMENT> struct Tile {
+  static constexpr int CHUNK = PACK<T>, CHUNKS = COLS / CHUNK;
+  static constexpr int BYTES = ROWS * COLS * int(sizeof(T));
 
   // Byte at which a chunk lies. 8 rows at one chunk column, and 8 chunks of one row, are in
-  // different banks.
+  // different banks; or, by element, 2 neighbouring chunks of 4 rows.
   static DEVICE unsigned at(unsigned row, unsigned chunk) {
     unsigned turn = CHUNKS >= 8 ? row & 7 : CHUNKS == 4 ? (row >> 1) & 3 : (row >> 2) & 1;
+    if (BY_ELEMENT) turn = (row & 3) * 2;
     return (row * CHUNKS + (chunk ^ turn)) * 16;
+  }
+  static_assert(!BY_ELEMENT || CHUNKS >= 8, "turns stay in a row");
+
+  // What a lane reads of 8 columns of 4 rows.
+  static DEVICE unsigned element(const char* memory, unsigned row, unsigned col) {
+    return *reinterpret_cast<const unsigned*>(memory + at(row, col / CHUNK) + col % CHUNK * 4);
   }
 
   // `rows` and `cols` of them exist; the others become 0. `packed`: whole chunks can be copied.
@@ -32,22 +42,22 @@ template <class T, int ROWS, int COLS, int THREADS> struct Tile {
     UNROLL for (int i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
       unsigned index = thread_x() + unsigned(i) * THREADS;
       unsigned row = index / CHUNKS, chunk = index % CHUNKS;
-      bool inside = int(row) < rows && int(chunk * 8) < cols;
-      const T* source = from + (inside ? size_t(row) * ld + chunk * 8 : 0);
+      bool inside = int(row) < rows && int(chunk * CHUNK) < cols;
+      const T* source = from + (inside ? size_t(row) * ld + chunk * CHUNK : 0);
       if (packed) {
         copy_async(to + at(row, chunk), source, inside);
       } else {
-        Pack<T, 8> pack;
-        UNROLL for (int e = 0; e < 8; ++e)
-          pack.at[e] = inside && int(chunk * 8) + e < cols ? source[e] : T{0};
-        *reinterpret_cast<Pack<T, 8>*>(to + at(row, chunk)) = pack;
+        Pack<T, CHUNK> pack;
+        UNROLL for (int e = 0; e < CHUNK; ++e)
+          pack.at[e] = inside && int(chunk * CHUNK) + e < cols ? source[e] : T{0};
+        *reinterpret_cast<Pack<T, CHUNK>*>(to + at(row, chunk)) = pack;
       }
     }
   }
 };
 
 template <class T> DEVICE bool whole_chunks(const T* x, unsigned ld, unsigned contiguous, unsigned batch_step) {
-  return aligned(x, 16) && ld % 8 == 0 && contiguous % 8 == 0 && batch_step % 8 == 0;
+  return aligned(x, 16) && ld % PACK<T> == 0 && contiguous % PACK<T> == 0 && batch_step % PACK<T> == 0;
 }
 
 template <class T, int BM, int BN, int BK, int WARPS_M, int WARPS_N, int STAGES, bool A_T, bool B_T>
@@ -55,9 +65,10 @@ struct Product {
   static constexpr int THREADS = WARPS_M * WARPS_N * 32;
   static constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
   static constexpr int MI = WM / 16, NI = WN / 8;
+  static constexpr bool IS_TF32 = sizeof(T) == 4;
   // A_T: A is stored [k, m]; B_T: B is stored [n, k].
-  using TileA = Tile<T, A_T ? BK : BM, A_T ? BM : BK, THREADS>;
-  using TileB = Tile<T, B_T ? BN : BK, B_T ? BK : BN, THREADS>;
+  using TileA = Tile<T, A_T ? BK : BM, A_T ? BM : BK, THREADS, IS_TF32 && A_T>;
+  using TileB = Tile<T, B_T ? BN : BK, B_T ? BK : BN, THREADS, IS_TF32 && !B_T>;
   static constexpr int STAGE = TileA::BYTES + TileB::BYTES;
 
   const Gemm& p;
@@ -76,31 +87,43 @@ struct Product {
     else TileB::load(memory_b, b + size_t(k) * ldb + col0, ldb, int(k_end - k), int(p.n - col0), packed_b);
   }
 
+  // Rows m .. m + 15 of A, one instruction's depth from k on.
+  DEVICE void read_a(unsigned (&to)[4], const char* memory, unsigned m, unsigned k) const {
+    unsigned lane = thread_x() % 32, g = lane / 4, t = lane % 4;
+    if constexpr (IS_TF32 && A_T) {
+      UNROLL for (int i = 0; i < 4; ++i) to[i] = TileA::element(memory, k + t + i / 2 * 4, m + g + i % 2 * 8);
+    } else if constexpr (A_T) {
+      load_matrices_transposed(to, memory + TileA::at(k + lane % 8 + lane / 16 * 8, m / 8 + lane / 8 % 2));
+    } else {
+      load_matrices(to, memory + TileA::at(m + lane % 16, k / TileA::CHUNK + lane / 16));
+    }
+    round(to);
+  }
+
+  // The same of columns n .. n + 15 of B, 8 of them in two registers.
+  DEVICE void read_b(unsigned (&to)[4], const char* memory, unsigned n, unsigned k) const {
+    unsigned lane = thread_x() % 32, g = lane / 4, t = lane % 4;
+    if constexpr (B_T) {
+      load_matrices(to, memory + TileB::at(n + lane % 8 + lane / 16 * 8, k / TileB::CHUNK + lane / 8 % 2));
+    } else if constexpr (IS_TF32) {
+      UNROLL for (int i = 0; i < 4; ++i) to[i] = TileB::element(memory, k + t + i % 2 * 4, n + g + i / 2 * 8);
+    } else {
+      load_matrices_transposed(to, memory + TileB::at(k + lane % 16, n / 8 + lane / 16));
+    }
+    round(to);
+  }
+
+  static DEVICE void round(unsigned (&x)[4]) {
+    if constexpr (IS_TF32) UNROLL for (int i = 0; i < 4; ++i) x[i] = tf32_of(float_of(x[i]));
+  }
+
   DEVICE void multiply(const char* memory, unsigned warp_m, unsigned warp_n) {
     const char* memory_b = memory + TileA::BYTES;
-    unsigned lane = thread_x() % 32;
-    UNROLL for (int k = 0; k < BK; k += 16) {
+    UNROLL for (int k = 0; k < BK; k += 32 / int(sizeof(T))) {
       unsigned fa[MI][4], fb[NI / 2][4];
-      UNROLL for (int i = 0; i < MI; ++i) {
-        unsigned m = warp_m * WM + unsigned(i) * 16;
-        if (A_T) {
-          unsigned row = unsigned(k) + lane % 8 + lane / 16 * 8, chunk = m / 8 + lane / 8 % 2;
-          load_matrices_transposed(fa[i], memory + TileA::at(row, chunk));
-        } else {
-          unsigned row = m + lane % 16, chunk = unsigned(k) / 8 + lane / 16;
-          load_matrices(fa[i], memory + TileA::at(row, chunk));
-        }
-      }
-      UNROLL for (int j = 0; j < NI / 2; ++j) {
-        unsigned n = warp_n * WN + unsigned(j) * 16;
-        if (B_T) {
-          unsigned row = n + lane % 8 + lane / 16 * 8, chunk = unsigned(k) / 8 + lane / 8 % 2;
-          load_matrices(fb[j], memory_b + TileB::at(row, chunk));
-        } else {
-          unsigned row = unsigned(k) + lane % 16, chunk = n / 8 + lane / 16;
-          load_matrices_transposed(fb[j], memory_b + TileB::at(row, chunk));
-        }
-      }
+      UNROLL for (int i = 0; i < MI; ++i) read_a(fa[i], memory, warp_m * WM + unsigned(i) * 16, unsigned(k));
+      UNROLL for (int j = 0; j < NI / 2; ++j)
+        read_b(fb[j], memory_b, warp_n * WN + unsigned(j) * 16, unsigned(k));
       UNROLL for (int i = 0; i < MI; ++i) {
         UNROLL for (int j = 0; j < NI; ++j) {
           unsigned pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
@@ -108,7 +131,7 @@ struct Product {
         }
       }
       if (wants_sums) {
-        unsigned one = pack2<T>(1.0f, 1.0f), ones[2] = {one, one};
+        unsigned one = ones_of<T>(), ones[2] = {one, one};
         UNROLL for (int i = 0; i < MI; ++i) mma<T>(sums[i], fa[i], ones);
       }
     }
@@ -191,8 +214,10 @@ struct Product {
 // Dynamic shared memory, as src/ops/gemm.rs plans it.
 template <int BN> constexpr int SHARED_BYTES = BN == 128 ? 73728 : BN == 64 ? 32768 : 49152;
 
-template <class T, int BM, int BN, int BK, int WARPS_M, int WARPS_N, int STAGES, bool A_T, bool B_T>
+// DEPTH: of a tile, in elements of 16 bits.
+template <class T, int BM, int BN, int DEPTH, int WARPS_M, int WARPS_N, int STAGES, bool A_T, bool B_T>
 DEVICE void product(const Gemm& p, const Operands& io) {
+  constexpr int BK = DEPTH * 2 / int(sizeof(T));
   using P = Product<T, BM, BN, BK, WARPS_M, WARPS_N, STAGES, A_T, B_T>;
   static_assert(SHARED_BYTES<BN> >= STAGES * P::STAGE && SHARED_BYTES<BN> >= P::PASSAGE, "as planned");
   char* memory = dynamic_shared();
@@ -256,12 +281,13 @@ template <class T> DEVICE void gemm_tn_32(const Gemm& p, const Operands& io) {
 #define HALVES(name, threads)                      \
   ENTRY(name, bf16, bf16, Gemm, threads, name)     \
   ENTRY(name, f16, f16, Gemm, threads, name)
-HALVES(gemm_nt_128, 256)
-HALVES(gemm_nn_128, 256)
-HALVES(gemm_tn_128, 256)
-HALVES(gemm_nt_64, 128)
-HALVES(gemm_nn_64, 128)
-HALVES(gemm_tn_64, 128)
+#define TYPES(name, threads) HALVES(name, threads) ENTRY(name, tf32, float, Gemm, threads, name)
+TYPES(gemm_nt_128, 256)
+TYPES(gemm_nn_128, 256)
+TYPES(gemm_tn_128, 256)
+TYPES(gemm_nt_64, 128)
+TYPES(gemm_nn_64, 128)
+TYPES(gemm_tn_64, 128)
 HALVES(gemm_nt_32, 128)
 HALVES(gemm_nn_32, 128)
 HALVES(gemm_tn_32, 128)

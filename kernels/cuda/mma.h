@@ -40,9 +40,9 @@ template <> DEVICE void mma<f16>(float (&d)[4], const unsigned (&a)[4], const un
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// D += A B for A [16, 8], B [8, 8] in TF32. A lane holds of A: (g, t), (g + 8, t), (g, t + 4),
+// In TF32, one element a register, as `tf32_of` gives it: A [16, 8], B [8, 8]. A lane holds of A: (g, t), (g + 8, t), (g, t + 4),
 // (g + 8, t + 4), of B: (t, g), (t + 4, g); D as above.
-DEVICE void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+template <> DEVICE void mma<float>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -102,7 +102,7 @@ template <class T> DEVICE void mma(float (&d)[4], const unsigned (&a)[4], const 
     }
   }
 }
-DEVICE void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+template <> DEVICE void mma<float>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   unsigned mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const unsigned* all = reinterpret_cast<const unsigned*>(emulator::exchange(mine, sizeof mine));
   int lane = int(thread_x() % 32), g = lane / 4, t = lane % 4;
@@ -141,3 +141,9 @@ DEVICE void copy_async(void* shared, const void* global, bool valid) {
 DEVICE void copy_async_commit() {}
 template <int PENDING> DEVICE void copy_async_wait() {}
 #endif
+
+// A register of ones, as `mma` takes it.
+template <class T> DEVICE unsigned ones_of() {
+  if constexpr (sizeof(T) == 4) return bits_of(1.0f);
+  else return pack2<T>(1.0f, 1.0f);
+}

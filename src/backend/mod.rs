@@ -3,13 +3,14 @@
 //!
 //! # Layout
 //! [`Backend`] and [`Op`], the traits; [`arch`], facts about machines; [`route`], what is preferred
-//! on which and why; [`arena`], the books of memory; [`null`], launches nothing and counts
+//! on which and why, [`measured`], the products this was measured by; [`arena`], the books of memory; [`null`], launches nothing and counts
 //! everything; [`cpu`], the reference; [`gpu`], cards.
 
 pub mod arch;
 pub mod arena;
 pub mod cpu;
 pub mod gpu;
+pub mod measured;
 pub mod null;
 pub mod route;
 

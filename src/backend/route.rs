@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Arch, Machine, Route};
+use super::{Arch, Machine, Route, measured};
 use crate::config::{Gemm, Route as Wish};
 use crate::{Error, Result};
 
@@ -121,9 +121,15 @@ const RULES: &[Rule] = &[
     },
     Rule {
         op: Some("gemm"),
+        applies: measured::covers,
+        choice: Choice::Blas,
+        reason: "cuBLAS where it had the nearest measured product in less time; else a kernel",
+    },
+    Rule {
+        op: Some("gemm"),
         applies: |arch| matches!(arch.machine, Machine::Cuda { .. }),
         choice: Choice::Blas,
-        reason: "cuBLAS, where its library is present, but for small products on Hopper; else a kernel",
+        reason: "cuBLAS, where its library is present: nothing was measured on such cards",
     },
     Rule {
         op: Some("gemm"),

@@ -11,7 +11,7 @@ use crate::backend::cpu::real::{Real, normal_cdf, vectorised};
 use crate::backend::cpu::simd::gemm::{
     Mat, gemm, gemm_sums, gemm_with, rows_per_piece, with_packed,
 };
-use crate::backend::{Arch, Plan};
+use crate::backend::{Arch, Plan, measured};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::{DType, Error, Result};
@@ -92,11 +92,14 @@ impl Gemm {
         }
     }
 
-    /// True for what a vendor's library computes, nothing following the product, unless a kernel of small
-    /// tiles is faster and the user has no wish.
+    /// True for what a vendor's library computes, nothing following the product, unless the engine was
+    /// measured to be faster and the user has no wish.
     fn suits_vendor(&self, arch: &Arch, dtype: DType) -> bool {
-        let small = dtype != DType::F32 && self.is_small(arch);
-        self.flags & !ACCUMULATE == 0 && (arch.wishes.wants_vendor() || !small)
+        let measured = || {
+            let dims = [self.m, self.n, self.k];
+            measured::vendor_is_faster(arch, self.layout()?, dtype, dims)
+        };
+        self.flags & !ACCUMULATE == 0 && (arch.wishes.wants_vendor() || measured().unwrap_or(true))
     }
 }
 

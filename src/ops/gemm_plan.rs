@@ -13,6 +13,8 @@ const LEAST_SHARE: u32 = 128;
 /// Up to this length a quarter of the card's blocks beats splits, each of which leaves all of C in f32.
 const WHOLE_K: u32 = 4096;
 const HOPPER: Machine = Machine::Cuda { sm: 90 };
+/// Of kernels for f32 that round what they multiply.
+const TF32: &str = "tf32";
 /// Up to this length one block's sum is no slower than splits and their end (`kernels/cuda/gemm_small.cu`).
 const SHORT_K: u32 = 2048;
 /// What a multiprocessor fetches of an operand (rows or columns times k) while a tile's launch ends, one of
@@ -24,13 +26,18 @@ const FINISHING: u64 = 50_000;
 impl Gemm {
     pub(super) fn plan(&self, arch: &Arch, kernel: &str) -> Plan {
         let dtype = kernel.trim_start_matches("gemm_");
-        let halves = matches!(dtype, "bf16" | "f16");
-        let on_matrix_units = matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && halves;
+        let has_matrix_units = matches!(arch.machine, Machine::Cuda { sm } if sm >= 80);
+        // What matrix units take of it.
+        let taken = match dtype {
+            "f32" => arch.wishes.tf32.then_some(TF32),
+            _ => Some(dtype),
+        };
+        let taken = taken.filter(|_| has_matrix_units);
         // Of these kernels the tn ones alone sum the rows of A.
         let on_rdna = arch.is_rdna() && (self.flags & SUMS == 0 || self.layout() == Some("tn"));
-        match self.layout() {
-            Some(layout) if on_matrix_units => self.tiled(arch, layout, dtype),
-            Some(layout) if on_rdna => self.on_rdna(arch, layout, dtype),
+        match (self.layout(), taken) {
+            (Some(layout), Some(taken)) => self.tiled(arch, layout, taken),
+            (Some(layout), None) if on_rdna => self.on_rdna(arch, layout, dtype),
             _ => self.plain_tiles(arch, dtype),
         }
     }
@@ -42,7 +49,7 @@ impl Gemm {
     }
 
     /// Which way round the operands lie, in the words of the matrix kernels.
-    fn layout(&self) -> Option<&'static str> {
+    pub(super) fn layout(&self) -> Option<&'static str> {
         match (self.a_cs == 1, self.b_cs == 1) {
             (true, false) if self.b_rs == 1 => Some("nt"),
             (true, true) => Some("nn"),
@@ -55,7 +62,7 @@ impl Gemm {
     fn tiled(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
         let kernel = format!("gemm_{layout}");
         let copied = self.copied(arch, &kernel, dtype);
-        match self.cut(arch, layout) {
+        match self.cut(arch, layout).filter(|_| dtype != TF32) {
             Some(cut) => self.on_copy_engine(arch, &kernel, dtype, cut, copied),
             None => copied,
         }
@@ -68,13 +75,14 @@ impl Gemm {
         // Sums that are worth splitting: putting them together is a kernel more, and passes over C in f32.
         let long = self.k >= LONG_K && self.batch == 1 && (self.k > WHOLE_K || small < arch.units);
         let wide = self.m > 64 && self.n > 64;
-        if arch.machine == HOPPER && wide && (2 * tiles(128) >= arch.units || long) {
+        if arch.machine == HOPPER && dtype != TF32 && wide && (2 * tiles(128) >= arch.units || long)
+        {
             let (kernel, blocks) = (format!("{kernel}_wgmma_{dtype}"), tiles(128) / self.batch);
             return self.split(arch, &kernel, blocks, 256, dtype).with(99_328);
         }
         let (tile, blocks, threads, shared) = if wide && (tiles(128) >= arch.units || long) {
             (128, tiles(128) / self.batch, 256, 73_728)
-        } else if tiles(64) >= 2 * arch.units || long {
+        } else if tiles(64) >= 2 * arch.units || long || dtype == TF32 {
             (64, tiles(64) / self.batch, 128, 32_768)
         } else {
             (32, small, 128, 49_152)
@@ -107,7 +115,7 @@ impl Gemm {
             false => 1,
         };
         let plan = Plan::new(kernel, [blocks, splits, self.batch], threads);
-        let end = format!("gemm_end_{dtype}");
+        let end = format!("gemm_end_{}", if dtype == TF32 { "f32" } else { dtype });
         plans::Split { plan, splits, end, m: self.m as usize, n: self.n as usize }
     }
 }
@@ -144,12 +152,6 @@ impl Gemm {
         }
         let (small, large) = (self.small(arch, layout), self.large(arch));
         small.into_iter().chain(large).min_by_key(|cut| cut.cost)
-    }
-
-    /// True where a kernel of small tiles is to be taken.
-    pub(super) fn is_small(&self, arch: &Arch) -> bool {
-        let cut = self.layout().and_then(|layout| self.cut(arch, layout));
-        cut.is_some_and(|cut| cut.rows == 64)
     }
 
     /// What it takes till the last of `rounds` tiles on one multiprocessor has left.
@@ -297,6 +299,26 @@ mod tests {
         assert_eq!(named(&gemm, "sm_90"), "gemm_nt_wgmma_bf16");
         let gemm = Gemm::dense((4096, 4096, 4096), false, true, 0);
         assert_eq!(named(&gemm, "sm_120"), "gemm_nt_128_bf16");
+    }
+
+    #[test]
+    fn f32_is_rounded_only_on_request_and_where_the_card_can() {
+        let gemm = Gemm::dense((8192, 512, 128), false, true, BIAS);
+        for (card, tf32, kernel) in [
+            ("sm_90", false, "gemm_large_f32"),
+            ("sm_90", true, "gemm_nt_128_tf32"),
+            ("sm_86", true, "gemm_nt_128_tf32"),
+            ("gfx1010", true, "gemm_nt_rdna_f32"),
+        ] {
+            let mut arch = Arch::claim(card).expect("in the table");
+            arch.wishes.tf32 = tf32;
+            assert_eq!(stage(gemm.plan(&arch, "gemm_f32")).kernel, kernel, "{card} {tf32}");
+        }
+        let mut arch = Arch::claim("sm_90").expect("in the table");
+        arch.wishes.tf32 = true;
+        let split = Gemm::dense((128, 128, 65_536), true, false, SUMS).plan(&arch, "gemm_f32");
+        let stages: Vec<&str> = split.stages.iter().map(|stage| stage.kernel.as_str()).collect();
+        assert_eq!(stages, ["gemm_tn_128_tf32", "gemm_end_f32"]);
     }
 
     #[test]

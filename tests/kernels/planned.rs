@@ -246,11 +246,13 @@ pub fn ops() -> BTreeMap<&'static str, usize> {
     listen(Arch::claim("sm_90").expect("known")).ops
 }
 
-/// What a card would launch, with the vendor's library and without.
+/// What a card would launch, with the vendor's library and without, and with f32 rounded.
 pub fn launches(arch: &Arch) -> BTreeSet<Launch> {
     let mut launches = BTreeSet::new();
-    for blas in [true, false] {
-        launches.extend(listen(Arch { blas, ..arch.clone() }).launches);
+    for (blas, tf32) in [(true, false), (false, false), (false, true)] {
+        let mut arch = Arch { blas, ..arch.clone() };
+        arch.wishes.tf32 = tf32;
+        launches.extend(listen(arch).launches);
     }
     launches
 }
