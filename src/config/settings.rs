@@ -293,7 +293,7 @@ pub struct DeviceSettings {
     pub gemm: Gemm,
     /// Preferences "op=device" that go before the built-in ones.
     pub route: Vec<Route>,
-    /// Host buffers are page-locked, so that copies overlap with kernels.
+    /// Copies to a card pass through page-locked memory, so that they overlap with kernels.
     pub pinned: bool,
 }
 

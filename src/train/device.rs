@@ -89,6 +89,7 @@ impl Found {
             Self::Cuda(card) => {
                 let mut arch = with_wishes(card.arch(), d.gemm, &d.route)?;
                 arch.wishes.tf32 = amp == Amp::Tf32;
+                card.use_pinned(d.pinned);
                 let (free, total) = card.memory()?;
                 let limit = within(limit, free, &mut said);
                 arch.memory = limit;
@@ -139,6 +140,7 @@ fn open_hip(card: Hip, settings: &Settings, said: &mut Vec<String>) -> Result<Ar
     let (d, amp) = (&settings.device, settings.train.amp);
     let mut arch = with_wishes(card.arch(), d.gemm, &d.route)?;
     check_amp(amp, &arch)?;
+    card.use_pinned(d.pinned);
     let (free, total) = card.memory()?;
     let (limit, left) = hip_memory(&card, d, free, said)?;
     arch.memory = limit;

@@ -88,7 +88,12 @@ fn ten_losses_are_those_of_the_cpu() {
     for (name, variables, more, words) in [
         ("host", &[][..], &[][..], on_host),
         ("eager", &["ENGINE_HIP_GRAPHS=0"], &[], on_host),
-        ("card", &["ENGINE_EMULATOR_SEED=5"], &["--route", "spectral=gpu"], "RX 5600 XT (gfx1010)"),
+        (
+            "card",
+            &["ENGINE_EMULATOR_SEED=5"],
+            &["--route", "spectral=gpu", "device.pinned=true"],
+            "RX 5600 XT (gfx1010)",
+        ),
         ("recomputed", &[], &["train.recompute=layers", "model.n_spectral=2"], on_host),
     ] {
         let Some(output) = train(&bench, name, variables, &[&ten[..], more].concat()) else {

@@ -120,6 +120,9 @@ pub trait Driver: Debug + Send + Sync + Sized + 'static {
     /// As above.
     fn free(&self, address: u64) -> Result<()>;
 
+    /// Whether uploads to come pass through pinned memory, so that they overlap with kernels.
+    fn use_pinned(&self, pinned: bool);
+
     /// Copies to the card, in queue order; `from` may be overwritten on return.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, Mutex};
 
 pub use self::facts::{count, runtime, warnings};
-use self::handles::{Context, Event, Function, Graph, Module, Pinned, Read, Resources, lock};
+use self::handles::{Context, Event, Function, Graph, HostBuffer, Module, Read, Resources, lock};
 use self::library::refused;
 use self::sys::hipError_t;
 use self::vendor::Blas;
@@ -212,6 +212,10 @@ impl Driver for Hip {
         Ok(address as u64)
     }
 
+    fn use_pinned(&self, pinned: bool) {
+        lock(&self.resources).pageable = !pinned;
+    }
+
     fn free(&self, address: u64) -> Result<()> {
         let hip = self.context.enter()?;
         lock(&self.resources).chunks.retain(|&chunk| chunk != address);
@@ -228,10 +232,10 @@ impl Driver for Hip {
         for (i, piece) in from.chunks(BUFFER).enumerate() {
             let place = resources.ring.place(piece.len());
             while resources.staging.len() <= place.buffer {
-                let fresh = Pinned::new(&self.context, BUFFER)?;
+                let fresh = HostBuffer::new(&self.context, BUFFER, resources.pageable)?;
                 resources.staging.push(fresh);
             }
-            let pinned = &resources.staging[place.buffer];
+            let staging = &resources.staging[place.buffer];
             let to = to + (i * BUFFER) as u64;
             let kind = sys::hipMemcpyHostToDevice as c_int;
             // SAFETY: a live event; the copies that used this buffer before are over after it, and
@@ -239,13 +243,13 @@ impl Driver for Hip {
             // `to` as many as `from`, by `Gpu::upload`.
             unsafe {
                 if place.anew {
-                    check(hip.hipEventSynchronize(pinned.used))?;
+                    check(hip.hipEventSynchronize(staging.used))?;
                 }
-                let base = pinned.base.add(place.offset);
+                let base = staging.base.add(place.offset);
                 std::ptr::copy_nonoverlapping(piece.as_ptr(), base, piece.len());
                 let staged = base.cast_const().cast();
                 check(hip.hipMemcpyAsync(to as *mut c_void, staged, piece.len(), kind, stream))?;
-                check(hip.hipEventRecord(pinned.used, stream))?;
+                check(hip.hipEventRecord(staging.used, stream))?;
             }
         }
         Ok(())
@@ -269,7 +273,8 @@ impl Driver for Hip {
         let hip = self.context.enter()?;
         let check = |code| self.context.check("a copy from the card", code);
         let kept = lock(&self.resources).slot_for(bytes);
-        let slot = kept.map_or_else(|| Pinned::new(&self.context, bytes.max(READ)), Ok)?;
+        let slot =
+            kept.map_or_else(|| HostBuffer::new(&self.context, bytes.max(READ), false), Ok)?;
         let kind = sys::hipMemcpyDeviceToHost as c_int;
         let stream = self.context.stream;
         // SAFETY: the slot has so many bytes and is nobody else's until its `Read` is dropped.

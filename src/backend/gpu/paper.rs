@@ -63,6 +63,8 @@ impl Driver for Paper {
         Ok((self.bytes - self.taken(), self.bytes))
     }
 
+    fn use_pinned(&self, _pinned: bool) {}
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         let (bytes, held) = (bytes as u64, self.taken());
         if held + bytes > self.bytes {

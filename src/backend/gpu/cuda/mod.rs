@@ -4,12 +4,12 @@
 //!
 //! # Layout
 //! Here the driver; [`facts`], what there is and what is wrong with it; [`function`], kernels'
-//! handles and tensor maps; [`library`], cuBLAS; [`pinned`], memory that copies pass through.
+//! handles and tensor maps; [`library`], cuBLAS; [`buffers`], memory that copies pass through.
 
+mod buffers;
 mod facts;
 mod function;
 mod library;
-mod pinned;
 
 use std::ffi::{CString, c_int, c_void};
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,13 +23,13 @@ use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images::{self, Image};
 use super::staging::BUFFER;
+pub use buffers::Read;
+use buffers::{HostBuffer, READ, Resources, lock};
 use facts::{arch_of, driver_version, failed, refused, version_words};
 pub use facts::{count, cublas_is_present, driver_is_present};
 pub use function::Function;
 use function::{DEFAULT_SHARED, allow_shared, encode};
 use library::{Blas, multiply, open_blas};
-pub use pinned::Read;
-use pinned::{Pinned, READ, Resources, lock};
 
 use crate::backend::{Arch, Machine};
 use crate::{Error, Result};
@@ -298,6 +298,10 @@ impl Driver for Cuda {
         }
     }
 
+    fn use_pinned(&self, pinned: bool) {
+        lock(&self.resources).pageable = !pinned;
+    }
+
     fn free(&self, address: u64) -> Result<()> {
         self.inner.enter()?;
         lock(&self.resources).chunks.retain(|&chunk| chunk != address);
@@ -312,23 +316,23 @@ impl Driver for Cuda {
         for (i, piece) in from.chunks(BUFFER).enumerate() {
             let place = resources.ring.place(piece.len());
             while resources.staging.len() <= place.buffer {
-                let fresh = Pinned::new(BUFFER)?;
+                let fresh = HostBuffer::new(BUFFER, resources.pageable)?;
                 resources.staging.push(fresh);
             }
-            let pinned = &resources.staging[place.buffer];
+            let staging = &resources.staging[place.buffer];
             // SAFETY: a live event; the copies that used this buffer before are over after it, and
             // no other is of this place. It has as many bytes as the piece, by `Ring::place`, and
             // `to` as many as `from`, by `Gpu::upload`.
             unsafe {
                 if place.anew {
-                    result::event::synchronize(pinned.used).map_err(copy)?;
+                    result::event::synchronize(staging.used).map_err(copy)?;
                 }
-                let base = pinned.base.add(place.offset);
+                let base = staging.base.add(place.offset);
                 std::ptr::copy_nonoverlapping(piece.as_ptr(), base, piece.len());
                 let staged = std::slice::from_raw_parts(base, piece.len());
                 let to = to + (i * BUFFER) as u64;
                 result::memcpy_htod_async(to, staged, self.inner.stream).map_err(copy)?;
-                result::event::record(pinned.used, self.inner.stream).map_err(copy)?;
+                result::event::record(staging.used, self.inner.stream).map_err(copy)?;
             }
         }
         Ok(())
@@ -349,7 +353,7 @@ impl Driver for Cuda {
         self.inner.enter()?;
         let copy = |e| failed("a copy from the card", e);
         let kept = lock(&self.resources).slot_for(bytes);
-        let slot = kept.map_or_else(|| Pinned::new(bytes.max(READ)), Ok)?;
+        let slot = kept.map_or_else(|| HostBuffer::new(bytes.max(READ), false), Ok)?;
         // SAFETY: the slot has so many bytes and is nobody else's until its `Read` is dropped.
         unsafe {
             let to = std::slice::from_raw_parts_mut(slot.base, bytes);
@@ -529,13 +533,8 @@ impl Drop for Cuda {
         // SAFETY: the queue is waited for first; each handle is freed once and used by nobody after.
         unsafe {
             let _ = result::stream::synchronize(self.inner.stream);
-            let pinned = std::mem::take(&mut resources.staging);
-            for Pinned { base, used, .. } in
-                pinned.into_iter().chain(resources.free_reads.drain(..))
-            {
-                let _ = result::event::destroy(used);
-                let _ = result::free_host(base.cast());
-            }
+            let staging = std::mem::take(&mut resources.staging);
+            staging.into_iter().chain(resources.free_reads.drain(..)).for_each(HostBuffer::free);
             for address in resources.chunks.drain(..) {
                 let _ = result::free_sync(address);
             }

@@ -60,37 +60,42 @@ impl Drop for Context {
     }
 }
 
-/// Pinned memory of the host.
+/// Memory of the host that copies pass through.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub(super) struct HostBuffer {
     pub(super) base: *mut u8,
     pub(super) bytes: usize,
+    /// Where `base` is, if it is not pinned.
+    pageable: Vec<u8>,
     /// Recorded after the copy that used it last.
     pub(super) used: hipEvent_t,
 }
 
 // SAFETY: plain memory and an event, used under the lock of their owner.
-unsafe impl Send for Pinned {}
+unsafe impl Send for HostBuffer {}
 // SAFETY: as above.
-unsafe impl Sync for Pinned {}
+unsafe impl Sync for HostBuffer {}
 
-impl Pinned {
+impl HostBuffer {
     /// `context` has been entered.
-    pub(super) fn new(context: &Context, bytes: usize) -> Result<Self> {
+    pub(super) fn new(context: &Context, bytes: usize, pageable: bool) -> Result<Self> {
         let hip = &context.library.runtime;
-        let mut base: *mut c_void = std::ptr::null_mut();
+        let mut memory = vec![0; if pageable { bytes } else { 0 }];
+        let mut base: *mut c_void = memory.as_mut_ptr().cast();
         let mut used = std::ptr::null_mut();
-        // SAFETY: both write one handle; freed by `Pinned::free`.
+        // SAFETY: both write one handle; freed by `HostBuffer::free`.
         unsafe {
-            let code = hip.hipHostMalloc(&mut base, bytes, sys::hipHostMallocDefault);
-            context.check("pinned memory of the host", code)?;
+            if !pageable {
+                let code = hip.hipHostMalloc(&mut base, bytes, sys::hipHostMallocDefault);
+                context.check("pinned memory of the host", code)?;
+            }
             let code = hip.hipEventCreateWithFlags(&mut used, sys::hipEventDisableTiming);
-            if code != sys::hipSuccess as hipError_t {
+            if code != sys::hipSuccess as hipError_t && !pageable {
                 hip.hipHostFree(base);
             }
             context.check("an event", code)?;
         }
-        Ok(Self { base: base.cast(), bytes, used })
+        Ok(Self { base: base.cast(), bytes, pageable: memory, used })
     }
 
     /// Gives it back; nothing uses it any more.
@@ -98,7 +103,9 @@ impl Pinned {
         // SAFETY: live handles, given back once.
         unsafe {
             hip.hipEventDestroy(self.used);
-            hip.hipHostFree(self.base.cast());
+            if self.pageable.is_empty() {
+                hip.hipHostFree(self.base.cast());
+            }
         }
     }
 }
@@ -107,15 +114,17 @@ impl Pinned {
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     pub(super) chunks: Vec<u64>,
-    pub(super) staging: Vec<Pinned>,
+    pub(super) staging: Vec<HostBuffer>,
+    /// Buffers of uploads to come are not pinned.
+    pub(super) pageable: bool,
     pub(super) ring: Ring,
     /// Slots of finished reads, to be used again.
-    pub(super) free_reads: Vec<Pinned>,
+    pub(super) free_reads: Vec<HostBuffer>,
 }
 
 impl Resources {
     /// The smallest free slot that holds so many bytes.
-    pub(super) fn slot_for(&mut self, bytes: usize) -> Option<Pinned> {
+    pub(super) fn slot_for(&mut self, bytes: usize) -> Option<HostBuffer> {
         let fitting = self.free_reads.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
         let (at, _) = fitting.min_by_key(|(_, slot)| slot.bytes)?;
         Some(self.free_reads.swap_remove(at))
@@ -184,7 +193,7 @@ impl Drop for Event {
 /// A copy to the host that is under way. Its slot is used again once it is dropped.
 #[derive(Debug)]
 pub struct Read {
-    pub(super) slot: Option<Pinned>,
+    pub(super) slot: Option<HostBuffer>,
     pub(super) bytes: usize,
     pub(super) resources: Arc<Mutex<Resources>>,
     // Dropped after the slot has gone back.

@@ -15,26 +15,45 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Pinned memory of the host.
+/// Memory of the host that copies pass through.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub(super) struct HostBuffer {
     pub(super) base: *mut u8,
     pub(super) bytes: usize,
+    /// Where `base` is, if it is not pinned.
+    pageable: Vec<u8>,
     /// Recorded after the copy that used it last.
     pub(super) used: sys::CUevent,
 }
 
 // SAFETY: plain memory and an event, used under the lock of their owner.
-unsafe impl Send for Pinned {}
+unsafe impl Send for HostBuffer {}
 
-impl Pinned {
-    pub(super) fn new(bytes: usize) -> Result<Self> {
-        // SAFETY: called with the context current; freed in `Resources::drop`.
-        let base = unsafe { result::malloc_host(bytes, 0) };
-        let base = base.map_err(|e| failed("pinned memory of the host", e))?.cast();
+impl HostBuffer {
+    /// With the context current.
+    pub(super) fn new(bytes: usize, pageable: bool) -> Result<Self> {
+        let mut memory = vec![0; if pageable { bytes } else { 0 }];
+        let base = if pageable {
+            memory.as_mut_ptr()
+        } else {
+            // SAFETY: called with the context current; freed by `free`.
+            let base = unsafe { result::malloc_host(bytes, 0) };
+            base.map_err(|e| failed("pinned memory of the host", e))?.cast()
+        };
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         let used = result::event::create(flags).map_err(|e| failed("an event", e))?;
-        Ok(Self { base, bytes, used })
+        Ok(Self { base, bytes, pageable: memory, used })
+    }
+
+    /// Gives it back; nothing uses it any more.
+    pub(super) fn free(self) {
+        // SAFETY: live handles, given back once.
+        unsafe {
+            let _ = result::event::destroy(self.used);
+            if self.pageable.is_empty() {
+                let _ = result::free_host(self.base.cast());
+            }
+        }
     }
 }
 
@@ -42,15 +61,17 @@ impl Pinned {
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     pub(super) chunks: Vec<sys::CUdeviceptr>,
-    pub(super) staging: Vec<Pinned>,
+    pub(super) staging: Vec<HostBuffer>,
+    /// Buffers of uploads to come are not pinned.
+    pub(super) pageable: bool,
     pub(super) ring: Ring,
     /// Slots of finished reads, to be used again.
-    pub(super) free_reads: Vec<Pinned>,
+    pub(super) free_reads: Vec<HostBuffer>,
 }
 
 impl Resources {
     /// The smallest free slot that holds so many bytes.
-    pub(super) fn slot_for(&mut self, bytes: usize) -> Option<Pinned> {
+    pub(super) fn slot_for(&mut self, bytes: usize) -> Option<HostBuffer> {
         let fitting = self.free_reads.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
         let (at, _) = fitting.min_by_key(|(_, slot)| slot.bytes)?;
         Some(self.free_reads.swap_remove(at))
@@ -60,7 +81,7 @@ impl Resources {
 /// A copy to the host that is under way. Dropping it gives its slot back.
 #[derive(Debug)]
 pub struct Read {
-    pub(super) slot: Option<Pinned>,
+    pub(super) slot: Option<HostBuffer>,
     pub(super) bytes: usize,
     pub(super) resources: Arc<Mutex<Resources>>,
 }
