@@ -107,8 +107,7 @@ impl<'a> Fit<'a> {
         let step = Step::new(backend, spec)?;
         let validation =
             thinned(validation, (train.len(), t.validation_share), step.spec().eval_batch);
-        let subject = |w: &Window| data.recording(w).subject.clone();
-        let subjects: Vec<String> = train.iter().map(subject).collect();
+        let subjects: Vec<_> = train.iter().map(|w| data.recording(w).subject.clone()).collect();
         let is_class = data.target.n_classes() > 0;
         let balance = match (settings.data.balanced, is_class) {
             (false, _) => Balance::Windows,

@@ -27,11 +27,14 @@ use stand_in::{Build, Child};
 const CARDS: [(&str, u32, &str); 3] =
     [("gfx1010", 32, "0"), ("gfx1100", 32, "7"), ("gfx90a", 64, "1")];
 
+/// With parameters in f32 beside activations of 16 bits; the types that are alone are compared where
+/// memory is watched.
 #[test]
-fn every_op_on_every_card() {
+fn every_op_of_mixed_types_on_every_card() {
     for (arch, wave, seed) in CARDS {
         let Some(child) = Build::plain(wave).child("op_table") else { return };
-        child.env("ENGINE_EMULATOR_ARCH", arch).env("ENGINE_EMULATOR_SEED", seed).succeeds();
+        let child = child.env("ENGINE_EMULATOR_ARCH", arch).env("ENGINE_EMULATOR_SEED", seed);
+        child.env("ENGINE_EMULATOR_CASES", "mixed bf16,mixed f16").succeeds();
     }
 }
 
