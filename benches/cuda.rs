@@ -32,8 +32,14 @@ const BATCHES: [usize; 4] = [8, 32, 256, 1024];
 
 /// A backend of its own for each row: no memory is kept between them.
 fn card(gemm: Gemm) -> Arc<Gpu<Cuda>> {
+    card_with(gemm, false)
+}
+
+/// The same; `tf32`: f32 may be rounded.
+fn card_with(gemm: Gemm, tf32: bool) -> Arc<Gpu<Cuda>> {
     let card = Cuda::open(0, None).unwrap_or_else(|error| panic!("{error}"));
-    let arch = with_wishes(card.arch(), gemm, &[]).expect("possible");
+    let mut arch = with_wishes(card.arch(), gemm, &[]).expect("possible");
+    arch.wishes.tf32 = tf32;
     let memory = arch.memory * 9 / 10;
     Arc::new(Gpu::new(card, arch, memory))
 }
@@ -282,10 +288,7 @@ fn products() {
     let shapes: Vec<_> = skinny.chain(square).collect();
     for (kind, dtype) in [("bf16", DType::Bf16), ("tf32", DType::F32), ("f32", DType::F32)] {
         let [own, vendor] = [Gemm::Native, Gemm::Vendor].map(|wish| {
-            let card = Cuda::open(0, None).unwrap_or_else(|error| panic!("{error}"));
-            let mut arch = with_wishes(card.arch(), wish, &[]).expect("possible");
-            arch.wishes.tf32 = kind == "tf32";
-            let gpu = Arc::new(Gpu::new(card, arch, 4 << 30));
+            let gpu = card_with(wish, kind == "tf32");
             // Each product takes of them what it needs.
             let operands = [1, 2, 3].map(|seed| random(&gpu, &[8192 * 8192], dtype, seed));
             (gpu, operands)

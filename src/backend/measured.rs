@@ -42,7 +42,7 @@ fn table() -> &'static [Measured] {
 
 /// True where products were measured on cards like this one.
 pub fn covers(arch: &Arch) -> bool {
-    matches!(arch.machine, Machine::Cuda { sm } if table().iter().any(|row| row.sm == sm))
+    matches!(arch.machine, Machine::Cuda { sm } if RECORDS.iter().any(|&(card, _)| card == sm))
 }
 
 /// Whether the vendor's library had the measured product that is most like this one in less time; None

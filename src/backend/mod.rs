@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //! [`Backend`] and [`Op`], the traits; [`arch`], facts about machines; [`route`], what is preferred
-//! on which and why, [`measured`], the products this was measured by; [`arena`], the books of memory; [`null`], launches nothing and counts
-//! everything; [`cpu`], the reference; [`gpu`], cards.
+//! on which and why; [`measured`], matrix products that were timed both ways; [`arena`], the books of
+//! memory; [`null`], launches nothing and counts everything; [`cpu`], the reference; [`gpu`], cards.
 
 pub mod arch;
 pub mod arena;

@@ -36,7 +36,8 @@ impl Gemm {
         // Of these kernels the tn ones alone sum the rows of A.
         let on_rdna = arch.is_rdna() && (self.flags & SUMS == 0 || self.layout() == Some("tn"));
         match (self.layout(), taken) {
-            (Some(layout), Some(taken)) => self.tiled(arch, layout, taken),
+            (Some(layout), Some(TF32)) => self.copied(arch, &format!("gemm_{layout}"), TF32),
+            (Some(layout), Some(halves)) => self.tiled(arch, layout, halves),
             (Some(layout), None) if on_rdna => self.on_rdna(arch, layout, dtype),
             _ => self.plain_tiles(arch, dtype),
         }
@@ -62,7 +63,7 @@ impl Gemm {
     fn tiled(&self, arch: &Arch, layout: &str, dtype: &str) -> Plan {
         let kernel = format!("gemm_{layout}");
         let copied = self.copied(arch, &kernel, dtype);
-        match self.cut(arch, layout).filter(|_| dtype != TF32) {
+        match self.cut(arch, layout) {
             Some(cut) => self.on_copy_engine(arch, &kernel, dtype, cut, copied),
             None => copied,
         }

@@ -21,19 +21,16 @@ use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, Mutex};
 
 pub use self::facts::{count, runtime, warnings};
-use self::handles::{Context, Event, Function, Graph, HostBuffer, Module, Read, Resources, lock};
+use self::handles::{Context, Event, Function, Graph, Module, Read, Resources, host_buffer};
 use self::library::refused;
 use self::sys::hipError_t;
 use self::vendor::Blas;
 use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images;
-use super::staging::BUFFER;
+use super::staging::{BUFFER, READ, lock};
 use crate::backend::Arch;
 use crate::{Error, Result};
-
-/// Least bytes of a slot of [`Driver::begin_read`].
-const READ: usize = 256;
 
 /// What a desktop with a browser holds of a card's memory, generously.
 const DESKTOP: u64 = 1 << 30;
@@ -232,7 +229,7 @@ impl Driver for Hip {
         for (i, piece) in from.chunks(BUFFER).enumerate() {
             let place = resources.ring.place(piece.len());
             while resources.staging.len() <= place.buffer {
-                let fresh = HostBuffer::new(&self.context, BUFFER, resources.pageable)?;
+                let fresh = host_buffer(&self.context, BUFFER, resources.pageable)?;
                 resources.staging.push(fresh);
             }
             let staging = &resources.staging[place.buffer];
@@ -273,8 +270,7 @@ impl Driver for Hip {
         let hip = self.context.enter()?;
         let check = |code| self.context.check("a copy from the card", code);
         let kept = lock(&self.resources).slot_for(bytes);
-        let slot =
-            kept.map_or_else(|| HostBuffer::new(&self.context, bytes.max(READ), false), Ok)?;
+        let slot = kept.map_or_else(|| host_buffer(&self.context, bytes.max(READ), false), Ok)?;
         let kind = sys::hipMemcpyDeviceToHost as c_int;
         let stream = self.context.stream;
         // SAFETY: the slot has so many bytes and is nobody else's until its `Read` is dropped.
@@ -425,8 +421,7 @@ impl Drop for Hip {
         // SAFETY: the queue is waited for first; each handle is freed once and used by nobody after.
         unsafe {
             hip.hipStreamSynchronize(self.context.stream);
-            let staging = std::mem::take(&mut resources.staging);
-            staging.into_iter().chain(resources.free_reads.drain(..)).for_each(|p| p.free(hip));
+            resources.take_buffers().for_each(|buffer| handles::free(&buffer, hip));
             for address in resources.chunks.drain(..) {
                 hip.hipFree(address as *mut c_void);
             }

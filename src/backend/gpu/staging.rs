@@ -1,10 +1,14 @@
-//! Where uploads lie in pinned memory on their way to a card. The few words that every step brings
+//! What a driver keeps of the host's memory, and where uploads lie in it on their way to a card. The few words that every step brings
 //! share a buffer: were each to take one of its own, the host would wait for the step before to end
 //! as soon as there are more of them than buffers, and the card would have nothing to do meanwhile.
 
-/// Bytes of one pinned buffer.
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes of one buffer.
 pub(super) const BUFFER: usize = 16 << 20;
-/// Pinned buffers in turn: the host fills one while the card reads another.
+/// Least bytes of a slot of `Driver::begin_read`.
+pub(super) const READ: usize = 256;
+/// Buffers in turn: the host fills one while the card reads another.
 pub(super) const BUFFERS: usize = 3;
 /// Uploads begin at multiples of this.
 const ALIGN: usize = 256;
@@ -40,6 +44,80 @@ impl Ring {
         self.filled = (offset + bytes).next_multiple_of(ALIGN);
         Place { buffer: self.buffer, offset, anew }
     }
+}
+
+/// Memory of the host that copies pass through; `E` is the driver's handle of an event.
+#[derive(Debug)]
+pub(super) struct HostBuffer<E> {
+    pub base: *mut u8,
+    pub bytes: usize,
+    /// Where `base` is, if it is not pinned.
+    pageable: Vec<u8>,
+    /// Recorded after the copy that used it last.
+    pub used: E,
+}
+
+// SAFETY: plain memory and an event, which any thread may use; used under the lock of their owner, or read
+// after the event.
+unsafe impl<E> Send for HostBuffer<E> {}
+// SAFETY: as above.
+unsafe impl<E> Sync for HostBuffer<E> {}
+
+impl<E> HostBuffer<E> {
+    /// Memory that the driver pinned, which the caller gives back.
+    pub fn pinned(base: *mut u8, bytes: usize, used: E) -> Self {
+        Self { base, bytes, pageable: Vec::new(), used }
+    }
+
+    /// Ordinary memory.
+    pub fn pageable(bytes: usize, used: E) -> Self {
+        let mut pageable = vec![0; bytes];
+        Self { base: pageable.as_mut_ptr(), bytes, pageable, used }
+    }
+
+    /// True where the driver pinned it.
+    pub fn is_pinned(&self) -> bool {
+        self.pageable.is_empty()
+    }
+}
+
+/// What grows while a driver is in use.
+#[derive(Debug)]
+pub(super) struct Resources<E> {
+    /// Addresses on the card.
+    pub chunks: Vec<u64>,
+    pub staging: Vec<HostBuffer<E>>,
+    /// Buffers of uploads to come are not pinned.
+    pub pageable: bool,
+    pub ring: Ring,
+    /// Slots of finished reads, to be used again.
+    pub free_reads: Vec<HostBuffer<E>>,
+}
+
+impl<E> Default for Resources<E> {
+    fn default() -> Self {
+        let (chunks, staging, free_reads) = (Vec::new(), Vec::new(), Vec::new());
+        Self { chunks, staging, pageable: false, ring: Ring::default(), free_reads }
+    }
+}
+
+impl<E> Resources<E> {
+    /// The smallest free slot that holds so many bytes.
+    pub fn slot_for(&mut self, bytes: usize) -> Option<HostBuffer<E>> {
+        let fitting = self.free_reads.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
+        let (at, _) = fitting.min_by_key(|(_, slot)| slot.bytes)?;
+        Some(self.free_reads.swap_remove(at))
+    }
+
+    /// All buffers, to be given back.
+    pub fn take_buffers(&mut self) -> impl Iterator<Item = HostBuffer<E>> + use<E> {
+        let staging = std::mem::take(&mut self.staging);
+        staging.into_iter().chain(std::mem::take(&mut self.free_reads))
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -22,9 +22,9 @@ use cudarc::driver::{DriverError, result, sys};
 use super::blas::Product;
 use super::driver::{Driver, Launch};
 use super::images::{self, Image};
-use super::staging::BUFFER;
+use super::staging::{BUFFER, READ, lock};
 pub use buffers::Read;
-use buffers::{HostBuffer, READ, Resources, lock};
+use buffers::{Resources, host_buffer};
 use facts::{arch_of, driver_version, failed, refused, version_words};
 pub use facts::{count, cublas_is_present, driver_is_present};
 pub use function::Function;
@@ -316,7 +316,7 @@ impl Driver for Cuda {
         for (i, piece) in from.chunks(BUFFER).enumerate() {
             let place = resources.ring.place(piece.len());
             while resources.staging.len() <= place.buffer {
-                let fresh = HostBuffer::new(BUFFER, resources.pageable)?;
+                let fresh = host_buffer(BUFFER, resources.pageable)?;
                 resources.staging.push(fresh);
             }
             let staging = &resources.staging[place.buffer];
@@ -353,7 +353,7 @@ impl Driver for Cuda {
         self.inner.enter()?;
         let copy = |e| failed("a copy from the card", e);
         let kept = lock(&self.resources).slot_for(bytes);
-        let slot = kept.map_or_else(|| HostBuffer::new(bytes.max(READ), false), Ok)?;
+        let slot = kept.map_or_else(|| host_buffer(bytes.max(READ), false), Ok)?;
         // SAFETY: the slot has so many bytes and is nobody else's until its `Read` is dropped.
         unsafe {
             let to = std::slice::from_raw_parts_mut(slot.base, bytes);
@@ -533,8 +533,7 @@ impl Drop for Cuda {
         // SAFETY: the queue is waited for first; each handle is freed once and used by nobody after.
         unsafe {
             let _ = result::stream::synchronize(self.inner.stream);
-            let staging = std::mem::take(&mut resources.staging);
-            staging.into_iter().chain(resources.free_reads.drain(..)).for_each(HostBuffer::free);
+            resources.take_buffers().for_each(buffers::free);
             for address in resources.chunks.drain(..) {
                 let _ = result::free_sync(address);
             }

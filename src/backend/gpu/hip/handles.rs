@@ -1,16 +1,12 @@
 //! What the driver's calls give: handles that free themselves while the stream is there.
 
 use std::ffi::{c_int, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use super::super::staging::Ring;
+use super::super::staging::{self, lock};
 use super::library::Library;
 use super::sys::{self, hipError_t, hipEvent_t, hipStream_t};
 use crate::Result;
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// One card's stream. Handles made beside it keep it alive.
 #[derive(Debug)]
@@ -60,74 +56,40 @@ impl Drop for Context {
     }
 }
 
-/// Memory of the host that copies pass through.
-#[derive(Debug)]
-pub(super) struct HostBuffer {
-    pub(super) base: *mut u8,
-    pub(super) bytes: usize,
-    /// Where `base` is, if it is not pinned.
-    pageable: Vec<u8>,
-    /// Recorded after the copy that used it last.
-    pub(super) used: hipEvent_t,
-}
+pub(super) type HostBuffer = staging::HostBuffer<hipEvent_t>;
+pub(super) type Resources = staging::Resources<hipEvent_t>;
 
-// SAFETY: plain memory and an event, used under the lock of their owner.
-unsafe impl Send for HostBuffer {}
-// SAFETY: as above.
-unsafe impl Sync for HostBuffer {}
-
-impl HostBuffer {
-    /// `context` has been entered.
-    pub(super) fn new(context: &Context, bytes: usize, pageable: bool) -> Result<Self> {
-        let hip = &context.library.runtime;
-        let mut memory = vec![0; if pageable { bytes } else { 0 }];
-        let mut base: *mut c_void = memory.as_mut_ptr().cast();
-        let mut used = std::ptr::null_mut();
-        // SAFETY: both write one handle; freed by `HostBuffer::free`.
-        unsafe {
-            if !pageable {
-                let code = hip.hipHostMalloc(&mut base, bytes, sys::hipHostMallocDefault);
-                context.check("pinned memory of the host", code)?;
-            }
-            let code = hip.hipEventCreateWithFlags(&mut used, sys::hipEventDisableTiming);
-            if code != sys::hipSuccess as hipError_t && !pageable {
-                hip.hipHostFree(base);
-            }
-            context.check("an event", code)?;
+/// `context` has been entered.
+pub(super) fn host_buffer(context: &Context, bytes: usize, pageable: bool) -> Result<HostBuffer> {
+    let hip = &context.library.runtime;
+    let mut base: *mut c_void = std::ptr::null_mut();
+    let mut used = std::ptr::null_mut();
+    // SAFETY: both write one handle; freed by `free`.
+    unsafe {
+        if !pageable {
+            let code = hip.hipHostMalloc(&mut base, bytes, sys::hipHostMallocDefault);
+            context.check("pinned memory of the host", code)?;
         }
-        Ok(Self { base: base.cast(), bytes, pageable: memory, used })
-    }
-
-    /// Gives it back; nothing uses it any more.
-    pub(super) fn free(self, hip: &HipCalls) {
-        // SAFETY: live handles, given back once.
-        unsafe {
-            hip.hipEventDestroy(self.used);
-            if self.pageable.is_empty() {
-                hip.hipHostFree(self.base.cast());
-            }
+        let code = hip.hipEventCreateWithFlags(&mut used, sys::hipEventDisableTiming);
+        if code != sys::hipSuccess as hipError_t && !pageable {
+            hip.hipHostFree(base);
         }
+        context.check("an event", code)?;
     }
+    Ok(match pageable {
+        true => HostBuffer::pageable(bytes, used),
+        false => HostBuffer::pinned(base.cast(), bytes, used),
+    })
 }
 
-/// What grows while the driver is in use.
-#[derive(Debug, Default)]
-pub(super) struct Resources {
-    pub(super) chunks: Vec<u64>,
-    pub(super) staging: Vec<HostBuffer>,
-    /// Buffers of uploads to come are not pinned.
-    pub(super) pageable: bool,
-    pub(super) ring: Ring,
-    /// Slots of finished reads, to be used again.
-    pub(super) free_reads: Vec<HostBuffer>,
-}
-
-impl Resources {
-    /// The smallest free slot that holds so many bytes.
-    pub(super) fn slot_for(&mut self, bytes: usize) -> Option<HostBuffer> {
-        let fitting = self.free_reads.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
-        let (at, _) = fitting.min_by_key(|(_, slot)| slot.bytes)?;
-        Some(self.free_reads.swap_remove(at))
+/// Gives it back; nothing uses it any more.
+pub(super) fn free(buffer: &HostBuffer, hip: &HipCalls) {
+    // SAFETY: live handles, given back once.
+    unsafe {
+        hip.hipEventDestroy(buffer.used);
+        if buffer.is_pinned() {
+            hip.hipHostFree(buffer.base.cast());
+        }
     }
 }
 
