@@ -93,13 +93,33 @@ pub(super) fn fetch<T>(from: *const T) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
 }
 
-/// The same number, of which the compiler knows nothing.
+/// The same address, of which the compiler knows nothing.
 #[inline(always)]
-fn opaque(mut x: usize) -> usize {
+fn opaque(mut x: *const f32) -> *const f32 {
     // SAFETY: no instruction at all.
     unsafe { asm!("/* {0} */", inout(reg) x, options(pure, nomem, nostack, preserves_flags)) };
     x
 }
+
+/// The body for each row of a tile, written out: a loop that the compiler leaves one would index the sums
+/// at run time, and keep all of them in memory from their first term on.
+macro_rules! each_row {
+    ($rows:ident, $i:ident => $body:block) => {
+        each_row!(@ $rows, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+    (@ $rows:ident, $i:ident, $body:block, $($at:literal)*) => {
+        $(if $at < $rows {
+            let $i = $at;
+            $body
+        })*
+    };
+}
+
+/// Rows of A whose addresses one instruction can hold: a base, and 0, 1 or 2 times the step of rows.
+const GROUP: usize = 3;
+
+/// Groups of the tallest tile.
+const GROUPS: usize = 5;
 
 /// The tile of `MR` rows and up to `NV` vectors of columns that begins at `p.a`, `p.b`, `p.c`;
 /// `p.n` columns of it are real, more than `NV - 1` vectors' worth.
@@ -122,11 +142,13 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
             next = next.wrapping_add(p.fetch.step);
         }
         let mut sums = [then.start::<S, NV>(); MR];
-        let (mut a, mut b) = (p.a, p.b);
         // Left to itself, the compiler steps from row to row: a chain of additions as long as the
-        // multiplications of a few rows take.
-        let offsets: [usize; MR] =
-            std::array::from_fn(|i| if MR <= 6 { opaque(i * p.a_rs) } else { i * p.a_rs });
+        // multiplications take.
+        let mut b = p.b;
+        let mut a = [p.a; GROUPS];
+        for (i, a) in a.iter_mut().enumerate().take(MR.div_ceil(GROUP)) {
+            *a = opaque(p.a.wrapping_add(i * GROUP * p.a_rs));
+        }
         macro_rules! steps {
             ($load:expr) => {
                 for _ in 0..p.k {
@@ -135,13 +157,15 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
                         *x = S::load(b.add(v * S::LANES));
                     }
                     row[NV - 1] = $load(b.add(tail));
-                    for i in 0..MR {
-                        let x = S::splat(*a.add(offsets[i]));
+                    each_row!(MR, i => {
+                        let x = S::splat(*a[i / GROUP].add(i % GROUP * p.a_rs));
                         for v in 0..NV {
                             sums[i][v] = S::fma(x, row[v], sums[i][v]);
                         }
+                    });
+                    for a in a.iter_mut().take(MR.div_ceil(GROUP)) {
+                        *a = a.wrapping_add(p.a_cs);
                     }
-                    a = a.wrapping_add(p.a_cs);
                     b = b.wrapping_add(p.b_rs);
                 }
             };
@@ -203,8 +227,8 @@ impl Finish for Scale {
         // SAFETY: as for `tile`.
         unsafe {
             let (alpha, beta) = (S::splat(p.alpha), S::splat(p.beta));
-            for (i, row) in sums.iter().enumerate() {
-                for (v, &sum) in row.iter().enumerate() {
+            each_row!(MR, i => {
+                for (v, &sum) in sums[i].iter().enumerate() {
                     let to = p.c.add(i * p.c_rs + v * S::LANES);
                     let mask = mask.filter(|_| v == NV - 1);
                     let mut x = if p.alpha == 1.0 { sum } else { S::mul(alpha, sum) };
@@ -217,7 +241,7 @@ impl Finish for Scale {
                         None => S::store(to, x),
                     }
                 }
-            }
+            });
         }
     }
     #[inline(always)]
@@ -262,13 +286,13 @@ impl<const TOTALS: bool> Finish for Power<TOTALS> {
             if TOTALS {
                 totals = vectors_of::<S, NV>(self.totals);
             }
-            for (i, row) in sums.iter().enumerate() {
-                for (v, &x) in row.iter().enumerate() {
+            each_row!(MR, i => {
+                for (v, &x) in sums[i].iter().enumerate() {
                     let x = power::<S>(x);
                     totals[v] = S::add(totals[v], x);
                     S::store(p.c.add(i * p.c_rs + v * S::LANES), x);
                 }
-            }
+            });
             if TOTALS {
                 for (v, &total) in totals.iter().enumerate() {
                     S::store(self.totals.add(v * S::LANES), total);
@@ -298,12 +322,12 @@ impl Finish for Slope {
     ) {
         // SAFETY: as for `tile`; `factor` has an element for each of C.
         unsafe {
-            for (i, row) in sums.iter().enumerate() {
-                for (v, &x) in row.iter().enumerate() {
+            each_row!(MR, i => {
+                for (v, &x) in sums[i].iter().enumerate() {
                     let at = i * p.c_rs + v * S::LANES;
                     S::store(p.c.add(at), S::mul(S::load(self.factor.add(at)), x));
                 }
-            }
+            });
         }
     }
     #[inline(always)]
@@ -321,10 +345,11 @@ unsafe fn power<S: Vectors>(x: S::V) -> S::V {
         let magic = S::splat(EXP2.magic);
         let shifted = S::add(x, magic);
         let r = S::sub(x, S::sub(shifted, magic));
-        let [a, b, c, d, e, f] = EXP2.fit.map(|x| S::splat(x));
+        let [a, b, c, d, e, f] = EXP2.fit;
+        let pair = |high, low| S::fma(S::splat(high), r, S::splat(low));
         let square = S::mul(r, r);
-        let p = S::fma(S::fma(a, r, b), square, S::fma(c, r, d));
-        let p = S::fma(p, square, S::fma(e, r, f));
+        let p = S::fma(pair(a, b), square, pair(c, d));
+        let p = S::fma(p, square, pair(e, f));
         S::mul(p, S::to_exponent(shifted))
     }
 }

@@ -94,7 +94,10 @@ pub struct Cuda {
 }
 
 #[derive(Debug)]
-struct Module(sys::CUmodule);
+struct Module {
+    handle: sys::CUmodule,
+    kernels: &'static [&'static str],
+}
 // SAFETY: a handle of the context; see `Context`.
 unsafe impl Send for Module {}
 // SAFETY: as above.
@@ -215,7 +218,8 @@ fn load_modules(card: Machine) -> Result<Vec<Module>> {
         // SAFETY: a whole cubin, or PTX with its NUL, made by nvcc and aligned by `images`.
         let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
         let what = format!("the kernels of {} for {}", image.source, image.arch);
-        module.map(Module).map_err(|e| failed(&what, e))
+        let handle = module.map_err(|e| failed(&what, e))?;
+        Ok(Module { handle, kernels: image.kernels })
     };
     images::of(card).into_iter().map(load).collect()
 }
@@ -376,18 +380,15 @@ impl Driver for Cuda {
     fn function(&self, name: &str, shared: u32) -> Result<Option<Function>> {
         self.inner.enter()?;
         let Ok(symbol) = CString::new(name) else { return Ok(None) };
-        for module in &self.modules {
-            // SAFETY: a live module.
-            match unsafe { result::module::get_function(module.0, symbol.clone()) } {
-                Ok(function) => {
-                    allow_shared(function, shared, name)?;
-                    return Ok(Some(Function(function)));
-                }
-                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
-                Err(error) => return Err(failed(&format!("kernel {name}"), error)),
-            }
-        }
-        Ok(None)
+        // Only the module that has it is asked: to a checker of calls a refusal is an error.
+        let Some(module) = self.modules.iter().find(|m| m.kernels.contains(&name)) else {
+            return Ok(None);
+        };
+        // SAFETY: a live module.
+        let function = unsafe { result::module::get_function(module.handle, symbol) };
+        let function = function.map_err(|error| failed(&format!("kernel {name}"), error))?;
+        allow_shared(function, shared, name)?;
+        Ok(Some(Function(function)))
     }
 
     fn launch(&self, launch: &Launch<Function>) -> Result<()> {
@@ -541,7 +542,7 @@ impl Drop for Cuda {
                 let _ = cublas::destroy_handle(blas.0);
             }
             for module in self.modules.drain(..) {
-                let _ = result::module::unload(module.0);
+                let _ = result::module::unload(module.handle);
             }
         }
     }
