@@ -51,7 +51,7 @@ pub const COLUMNS: usize = 16;
 const TURNED_LEAST: usize = 16;
 
 /// Rows of A from which on packing B pays where its rows are contiguous.
-const TALL: usize = 256;
+const TALL: usize = 64;
 
 /// The right-hand side of a product, ready for many left-hand sides.
 #[derive(Debug, Clone, Copy)]
@@ -108,9 +108,8 @@ pub fn rows_per_piece<T: Real>((m, n, k): (usize, usize, usize), turned: bool) -
     let threads = rayon::current_num_threads();
     // Each piece works through all of B: there are few, and as good as equal.
     if turned && (m * n * k) >> 19 >= threads {
-        let tiles = m.div_ceil(tall);
-        let each = (tiles / (TURNED_LEAST * threads)).max(1);
-        return tiles.div_ceil(each * threads) * tall;
+        let each = (m.div_ceil(tall) / (TURNED_LEAST * threads)).max(1);
+        return m.div_ceil(each * threads).next_multiple_of(2);
     }
     // As many rows as pass by a panel of B at a time, more where B is long and its part that is in the
     // second-level cache would come again for each; as many pieces for each thread; but some five

@@ -365,24 +365,31 @@ macro_rules! tiles {
                     // SAFETY: this function is compiled for the instructions it names, and the rows
                     // left and all columns lie within the product.
                     unsafe {
-                        while at.m > $most {
-                            if p.n > <$vectors>::LANES {
-                                tile::<$vectors, _, $most, 2>(&at, then);
-                            } else {
-                                tile::<$vectors, _, $most, 1>(&at, then);
+                        // No tile of less than half the rows, which cannot keep the multipliers busy,
+                        // but two equal ones at the end. Packed rows are cut already.
+                        let packed = p.a_tile != $most * p.a_rs;
+                        loop {
+                            let rows = match at.m {
+                                rows if rows <= $most => rows,
+                                rows if rows < $most + $most / 2 && !packed => rows.div_ceil(2),
+                                _ => $most,
+                            };
+                            match (rows, p.n > <$vectors>::LANES) {
+                                $(
+                                    ($rows, true) => tile::<$vectors, _, $rows, 2>(&at, then),
+                                    ($rows, false) => tile::<$vectors, _, $rows, 1>(&at, then),
+                                )*
+                                _ => unreachable!("tiles have 1 to {} rows", $most),
                             }
-                            at.m -= $most;
-                            at.a = at.a.wrapping_add(p.a_tile);
+                            at.m -= rows;
+                            if at.m == 0 {
+                                break;
+                            }
+                            let step = if rows == $most { p.a_tile } else { rows * p.a_rs };
+                            at.a = at.a.wrapping_add(step);
                             at.fetch.from = at.fetch.from.wrapping_add(p.fetch.tile);
-                            at.c = at.c.wrapping_add($most * p.c_rs);
-                            then = then.from($most * p.c_rs, 0);
-                        }
-                        match (at.m, p.n > <$vectors>::LANES) {
-                            $(
-                                ($rows, true) => tile::<$vectors, _, $rows, 2>(&at, then),
-                                ($rows, false) => tile::<$vectors, _, $rows, 1>(&at, then),
-                            )*
-                            _ => unreachable!("tiles have 1 to {} rows", $most),
+                            at.c = at.c.wrapping_add(rows * p.c_rs);
+                            then = then.from(rows * p.c_rs, 0);
                         }
                     }
                 }};
