@@ -256,12 +256,15 @@ impl<'a, T: Real> Stripe<'a, T> {
         copy_rows((g, d), (&after.d_out[first * width + h * d..], width), d);
         to_columns((q_t, columns), q, d);
         to_columns((g_t, columns), g, d);
-        let out = after.out[first * width + h * d..].chunks(width);
+        let out = &mut dq_t[..rows * d];
+        copy_rows((out, d), (&after.out[first * width + h * d..], width), d);
         let lses = after.lse[first * heads + h..].iter().step_by(heads);
         let scale = item.scale * T::of(LOG2_E);
         vectorised!({
-            for ((delta, o), g) in minus_delta.iter_mut().zip(out).zip(g.chunks_exact(d)) {
-                *delta = -dot(&o[..d], g);
+            for (delta, (o, g)) in
+                minus_delta.iter_mut().zip(out.chunks_exact(d).zip(g.chunks_exact(d)))
+            {
+                *delta = -dot(o, g);
             }
             minus_lse.iter_mut().zip(lses).for_each(|(to, from)| *to = *from * T::of(-LOG2_E));
             q_t.iter_mut().for_each(|x| *x *= scale);
