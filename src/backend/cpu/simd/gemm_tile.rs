@@ -129,10 +129,10 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
     // and C, rows 0..k of B, and columns 0..n, and the mask keeps the last vector within n.
     unsafe {
         let last = p.n - (NV - 1) * S::LANES;
-        let whole = F::WHOLE || last == S::LANES;
+        let whole = F::AT_HAND || last == S::LANES;
         let tail = (NV - 1) * S::LANES;
         // C is read or written only after the whole sum; by then it has come.
-        for i in 0..MR {
+        for i in 0..if F::AT_HAND { 0 } else { MR } {
             let row = p.c.add(i * p.c_rs);
             (0..NV).step_by(16 / S::LANES).for_each(|v| S::expect(row.add(v * S::LANES)));
         }
@@ -182,8 +182,8 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
 
 /// What becomes of a tile's sums, on their way from registers to C.
 trait Finish: Copy {
-    /// Columns come in whole vectors.
-    const WHOLE: bool;
+    /// C is working memory: in whole vectors of columns, and near.
+    const AT_HAND: bool;
 
     /// What the sums of every row begin with.
     ///
@@ -216,7 +216,7 @@ trait Finish: Copy {
 struct Scale;
 
 impl Finish for Scale {
-    const WHOLE: bool = false;
+    const AT_HAND: bool = false;
     #[inline(always)]
     unsafe fn store<S: Vectors, const MR: usize, const NV: usize>(
         self,
@@ -267,7 +267,7 @@ unsafe fn vectors_of<S: Vectors, const NV: usize>(row: *const f32) -> [S::V; NV]
 }
 
 impl<const TOTALS: bool> Finish for Power<TOTALS> {
-    const WHOLE: bool = true;
+    const AT_HAND: bool = true;
     #[inline(always)]
     unsafe fn start<S: Vectors, const NV: usize>(self) -> [S::V; NV] {
         // SAFETY: as for `tile`; `start` has an element for each column.
@@ -307,7 +307,7 @@ impl<const TOTALS: bool> Finish for Power<TOTALS> {
 }
 
 impl Finish for Slope {
-    const WHOLE: bool = true;
+    const AT_HAND: bool = true;
     #[inline(always)]
     unsafe fn start<S: Vectors, const NV: usize>(self) -> [S::V; NV] {
         // SAFETY: as for `tile`; `start` has an element for each column.
