@@ -88,7 +88,7 @@ template <class T, int D, int M> struct Queries {
       UNROLL for (int m = 0; m < M; ++m) {
         as_operand<T>(a[m], s[m][2 * n], s[m][2 * n + 1]);
         if constexpr (SUM_BY_MMA) {
-          const unsigned one = pack2<T>(1.0f, 1.0f), ones[2] = {one, one};
+          const unsigned one = ones_of<T>(), ones[2] = {one, one};
           mma<T>(sum[m], a[m], ones);
         } else {
           UNROLL for (int i = 0; i < 4; ++i) sum[m][i & 2] += s[m][2 * n][i] + s[m][2 * n + 1][i];

@@ -292,6 +292,9 @@ DEVICE void store_sums(const Gemm& p, const Operands& io, const float (&sums)[4]
   }
 }
 
+// A choice made when a kernel is compiled.
+template <bool CHOSEN> struct With { static constexpr bool YES = CHOSEN; };
+
 // A warpgroup computes 64 rows of each tile.
 template <class T, class S, bool A_T, bool B_T>
 DEVICE void consume(const Gemm& p, const Operands& io, const TensorMap& map, const TensorMap& beside, char* shared,
@@ -321,26 +324,30 @@ DEVICE void consume(const Gemm& p, const Operands& io, const TensorMap& map, con
     float c[S::BN / 2], sums[4];
     bool wants_sums = S::SUMS && (p.flags & GEMM_SUMS) && col0 == 0;
     unsigned before = 0;
-    for (unsigned k0 = 0; k0 < p.k; k0 += BK) {
-      barrier_wait(ring.full(), ring.parity);
-      unsigned a = first_a + ring.stage * (S::STAGE / 16), b = first_b + ring.stage * (S::STAGE / 16);
-      products_begin();
-      UNROLL for (unsigned k = 0; k < BK; k += 16)
-        multiply<T, A_T, B_T>(c, a + k * (A_T ? 128 : 2) / 16, b + k * (B_T ? 128 : 2) / 16, k > 0 || k0 > 0);
-      if constexpr (S::SUMS) {
-        if (wants_sums) {
+    // Two loops: a branch in the middle of a group of products would end the group, and each step wait for
+    // its own products (8.2 us instead of 5.2 at tn 128 x 128 x 1600).
+    auto steps = [&](auto sums_too) {
+      for (unsigned k0 = 0; k0 < p.k; k0 += BK) {
+        barrier_wait(ring.full(), ring.parity);
+        unsigned a = first_a + ring.stage * (S::STAGE / 16), b = first_b + ring.stage * (S::STAGE / 16);
+        products_begin();
+        UNROLL for (unsigned k = 0; k < BK; k += 16)
+          multiply<T, A_T, B_T>(c, a + k * (A_T ? 128 : 2) / 16, b + k * (B_T ? 128 : 2) / 16, k > 0 || k0 > 0);
+        if constexpr (decltype(sums_too)::YES) {
           UNROLL for (unsigned k = 0; k < BK; k += 16)
             multiply<T, A_T, false>(sums, a + k * (A_T ? 128 : 2) / 16, ones + k * 2 / 16, k > 0 || k0 > 0);
         }
+        products_commit();
+        // The buffer of the step before has been read; the producers of the cluster write there, if any does.
+        products_wait<1>();
+        bool again = S::STAYS || k0 + (ring.stages - 1) * BK < p.k;
+        if (k0 > 0 && again && lane < S::CLUSTER) barrier_arrive(before, lane);
+        before = ring.empty();
+        ring.next();
       }
-      products_commit();
-      // The buffer of the step before has been read; the producers of the cluster write there, if any does.
-      products_wait<1>();
-      bool again = S::STAYS || k0 + (ring.stages - 1) * BK < p.k;
-      if (k0 > 0 && again && lane < S::CLUSTER) barrier_arrive(before, lane);
-      before = ring.empty();
-      ring.next();
-    }
+    };
+    if (wants_sums) steps(With<S::SUMS>{});
+    else steps(With<false>{});
     products_wait<0>();
     if (S::STAYS && lane < S::CLUSTER) barrier_arrive(before, lane);
     if constexpr (!S::STAYS) asm volatile("" :: "f"(first));
@@ -370,7 +377,7 @@ DEVICE void product(const Gemm& p, const Operands& io, const TensorMap& a, const
   if (thread_x() < WAVE) Ring<S>(memory).make();
   if (thread_x() == 32 * S::WARPS) prefetch(a), prefetch(b), prefetch(c), prefetch(beside);
   if constexpr (S::SUMS) {
-    unsigned one = pack2<T>(1.0f, 1.0f);
+    unsigned one = ones_of<T>();
     if (thread_x() < S::ONES / 8)
       *reinterpret_cast<uint2*>(tiles + (Ring<S>(memory).ones() - memory) + thread_x() * 8) = uint2{one, one};
     to_matrix_units();

@@ -11,7 +11,8 @@
 //
 // f16 numbers stay as they are in shared memory and in registers: v_fma_mix_f32 multiplies two of them
 // and adds to an f32 at the rate of an f32 multiply-add, for half of the memory. bf16 numbers become f32
-// on their way.
+// on their way: by instructions, or where they are stored one by one, by going to the upper halves of
+// words that are zero (85 % multiply-adds without that).
 //
 // What is no whole tile, and all of a matrix whose packs cannot be read, takes the same way one tile at
 // a time (`edge`).
@@ -19,7 +20,7 @@
 // On gfx1010, 3 waves fit a SIMD for f32 and bf16, bounded by shared memory (16.5 KB of 64 KB a block),
 // 5 or 6 for f16, bounded by registers (150 to 170 of 1024). That is enough: 64 sums a thread do not
 // depend on each other, so that a single wave has its next instruction ready all the time but at the
-// beginning of a tile. Of the instructions of the inner loop 88 % (f32), 89 to 91 % (f16) and 85 % (bf16)
+// beginning of a tile. Of the instructions of the inner loop 88 % (f32), 89 to 91 % (f16) and 86 to 88 % (bf16)
 // are multiply-adds; scripts/rdna-report prints these figures.
 #include "gemm.h"
 
@@ -109,6 +110,12 @@ template <class T, bool K_FIRST> struct Side {
         S* to = tile + place<S>(depth(i), row(i));
         UNROLL for (unsigned j = 0; j < PACKED / n; ++j)
           reinterpret_cast<Pack<S, n>*>(to)[j] = pack[j];
+      } else if constexpr (sizeof(S) > sizeof(T)) {
+        // The upper half of a float: the lower ones have been zero from the start.
+        UNROLL for (unsigned e = 0; e < PACKED; ++e) {
+          S* to = tile + depth(i) * TILE + depth(i) / 4 * SKEW<S> + row(i) + e * TILE;
+          __builtin_memcpy(reinterpret_cast<char*>(to) + sizeof(T), &held[i].at[e], sizeof(T));
+        }
       } else {
         UNROLL for (unsigned e = 0; e < PACKED; ++e) {
           Pack<S, PAIR> pack;
@@ -318,6 +325,10 @@ template <class T, bool A_K, bool B_K> DEVICE void gemm(const Gemm& p, const Ope
     UNROLL for (int j = 0; j < 8; ++j) block.c[i][j] = 0.0f;
   }
   UNROLL for (float& sum : block.sums) sum = 0.0f;
+  if constexpr (sizeof(S) > sizeof(T) && A_K) {
+    for (unsigned i = thread_x(); i < 4 * TILE_SIZE<S>; i += THREADS) block.memory[i] = 0.0f;
+    barrier();
+  }
   if (k0 < k_end) {
     bool packs = Side<T, A_K>::packs(left.base, left.apart, p.m) &&
                  Side<T, B_K>::packs(right.base, right.apart, p.n);

@@ -143,11 +143,13 @@ impl Step {
         };
         let eval = match spec.eval_batch {
             0 => None,
-            n => Some(Evaluation {
-                windows: backend.empty([n, channels, window], spec.dtype, "eval.windows")?,
-                outputs: backend.empty([n, outputs], spec.dtype, "eval.outputs")?,
-                replay: None,
-            }),
+            n => {
+                let windows = backend.empty([n, channels, window], spec.dtype, "eval.windows")?;
+                // Of the first pass there may be fewer than fit: the rest is computed all the same.
+                backend.launch(Fill::new(windows.numel(), 0.0), &[], &[&windows])?;
+                let outputs = backend.empty([n, outputs], spec.dtype, "eval.outputs")?;
+                Some(Evaluation { windows, outputs, replay: None })
+            }
         };
         let mut step = Self {
             spec,
