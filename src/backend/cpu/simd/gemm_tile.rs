@@ -93,9 +93,9 @@ pub(super) fn fetch<T>(from: *const T) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
 }
 
-/// The same address, of which the compiler knows nothing.
+/// The same number, of which the compiler knows nothing.
 #[inline(always)]
-fn opaque(mut x: *const f32) -> *const f32 {
+fn opaque(mut x: usize) -> usize {
     // SAFETY: no instruction at all.
     unsafe { asm!("/* {0} */", inout(reg) x, options(pure, nomem, nostack, preserves_flags)) };
     x
@@ -147,7 +147,7 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
         let mut b = p.b;
         let mut a = [p.a; GROUPS];
         for (i, a) in a.iter_mut().enumerate().take(MR.div_ceil(GROUP)) {
-            *a = opaque(p.a.wrapping_add(i * GROUP * p.a_rs));
+            *a = p.a.wrapping_add(opaque(i * GROUP * p.a_rs));
         }
         macro_rules! steps {
             ($load:expr) => {
