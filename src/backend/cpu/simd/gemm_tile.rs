@@ -132,9 +132,11 @@ unsafe fn tile<S: Vectors, F: Finish, const MR: usize, const NV: usize>(p: &Prod
         let whole = F::AT_HAND || last == S::LANES;
         let tail = (NV - 1) * S::LANES;
         // C is read or written only after the whole sum; by then it has come.
-        for i in 0..if F::AT_HAND { 0 } else { MR } {
-            let row = p.c.add(i * p.c_rs);
-            (0..NV).step_by(16 / S::LANES).for_each(|v| S::expect(row.add(v * S::LANES)));
+        if !F::AT_HAND {
+            for i in 0..MR {
+                let row = p.c.add(i * p.c_rs);
+                (0..NV).step_by(16 / S::LANES).for_each(|v| S::expect(row.add(v * S::LANES)));
+            }
         }
         let mut next = p.fetch.from;
         for _ in 0..p.fetch.count {
