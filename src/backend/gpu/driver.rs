@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::blas::Product;
 use crate::backend::{Arch, Io, Map, Stage};
+use crate::tensor::View;
 use crate::{DType, Error, Result};
 
 /// Most operands of a kernel; `MAX_AT` of `kernels/params.h`.
@@ -84,6 +85,17 @@ pub struct Mapped {
     pub dtype: DType,
     /// What the plan says of it.
     pub map: Map,
+}
+
+impl Mapped {
+    /// The operand of a map, where the copy engine can take it.
+    pub(super) fn of(map: Map, io: Io<'_>) -> Option<Self> {
+        let &View { address, dtype, .. } = io.inputs.iter().chain(io.outputs).nth(map.operand)?;
+        let lies =
+            address.is_multiple_of(16) && (map.pitch as usize * dtype.size()).is_multiple_of(16);
+        let halves = matches!(dtype, DType::Bf16 | DType::F16);
+        (lies && halves).then_some(Self { address, dtype, map })
+    }
 }
 
 /// One card of one maker: its memory and one ordered queue.

@@ -1,4 +1,4 @@
-//! Which ops of a recorded step may run side by side, found from the bytes they touch.
+//! Ops of a recorded step that run side by side: which may is found from the bytes they touch.
 //!
 //! A step is a list of ops in an order that is always right. Most of a backward pass is one chain,
 //! each op reading what the one before wrote; the gradients of weights hang beside it, and nothing
@@ -6,7 +6,11 @@
 //! most of a card idle, overlap. Whatever touches the same bytes, one of them writing, keeps its order, memory
 //! that is used again included; so results are those of one lane, bit for bit.
 
+use std::collections::{HashMap, HashSet};
+
+use super::driver::Driver;
 use super::host::{Span, meet};
+use crate::Result;
 
 /// The bytes an op reads and writes, by address.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +66,44 @@ pub fn schedule(ops: &[Touched], count: usize) -> Vec<Place> {
         Place { lane, after }
     };
     (0..ops.len()).map(place).collect()
+}
+
+/// Has `enqueue` put each op of a list into its lane of a card that has several; all have joined the first
+/// one at the end.
+pub(super) fn side_by_side<D: Driver>(
+    driver: &D,
+    ops: &[Touched],
+    enqueue: impl Fn(usize) -> Result<()>,
+) -> Result<()> {
+    let places = schedule(ops, driver.lanes());
+    let awaited: HashSet<usize> = places.iter().flat_map(|p| p.after.iter().copied()).collect();
+    let start = driver.stamp()?;
+    let mut marks: HashMap<usize, D::Event> = HashMap::new();
+    let mut lane = 0;
+    let mut begun = vec![false; driver.lanes()];
+    for (i, place) in places.iter().enumerate() {
+        if place.lane != lane {
+            lane = place.lane;
+            driver.choose_lane(lane)?;
+        }
+        if lane > 0 && !std::mem::replace(&mut begun[lane], true) {
+            driver.wait_for(&start)?;
+        }
+        for mark in place.after.iter().filter_map(|j| marks.get(j)) {
+            driver.wait_for(mark)?;
+        }
+        enqueue(i)?;
+        if awaited.contains(&i) {
+            marks.insert(i, driver.stamp()?);
+        }
+    }
+    let ends = (1..begun.len()).filter(|&lane| begun[lane]).map(|lane| {
+        driver.choose_lane(lane)?;
+        driver.stamp()
+    });
+    let ends: Vec<D::Event> = ends.collect::<Result<_>>()?;
+    driver.choose_lane(0)?;
+    ends.iter().try_for_each(|end| driver.wait_for(end))
 }
 
 #[cfg(test)]

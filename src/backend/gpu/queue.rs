@@ -1,6 +1,6 @@
 //! The backend of a card: ops become launches, steps become graphs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,10 +8,10 @@ use super::blas::Product;
 use super::chain::{self, Link};
 use super::driver::{Driver, Launch, Mapped, Operands};
 use super::host::{Host, HostWork, Reads, Span, last_writer, span};
-use super::lanes::{Touched, schedule};
+use super::lanes::{self, Touched};
 use crate::backend::null::check_copy;
 use crate::backend::{
-    Arch, Arena, Backend, Io, Later, Map, Mem, MemoryUse, Op, Plan, Replay, Route, Stage, Timed,
+    Arch, Arena, Backend, Io, Later, Mem, MemoryUse, Op, Plan, Replay, Route, Stage, Timed,
     operand_bytes,
 };
 use crate::ops::gemm::Gemm;
@@ -111,20 +111,12 @@ pub(super) fn words(params: &[u8]) -> Box<[u64]> {
     words.into()
 }
 
-/// The operand of a map, where the copy engine can take it.
-fn mapped(map: Map, io: Io<'_>) -> Option<Mapped> {
-    let &View { address, dtype, .. } = io.inputs.iter().chain(io.outputs).nth(map.operand)?;
-    let lies = address.is_multiple_of(16) && (map.pitch as usize * dtype.size()).is_multiple_of(16);
-    let halves = matches!(dtype, DType::Bf16 | DType::F16);
-    (lies && halves).then_some(Mapped { address, dtype, map })
-}
-
 /// The plan, or what it names instead, by how the operands lie.
 fn fitting(mut plan: Plan, io: Io<'_>) -> Plan {
     let other = plan.otherwise.take();
     let mut needed = plan.stages.iter().flat_map(|stage| &stage.maps).filter(|map| map.needed);
     match other {
-        Some(other) if needed.any(|&map| mapped(map, io).is_none()) => *other,
+        Some(other) if needed.any(|&map| Mapped::of(map, io).is_none()) => *other,
         _ => plan,
     }
 }
@@ -213,7 +205,7 @@ impl<D: Driver> Gpu<D> {
         }
         let launch = |stage: &Stage| {
             let function = self.function(&stage.kernel, stage.shared)?;
-            let maps = stage.maps.iter().map(|&map| mapped(map, io)).collect();
+            let maps = stage.maps.iter().map(|&map| Mapped::of(map, io)).collect();
             let (stage, params) = (stage.clone(), words(op.params()));
             Ok(Launch { function, stage, params, operands, maps })
         };
@@ -378,35 +370,7 @@ impl<D: Driver> Gpu<D> {
             return ops.iter().try_for_each(|work| self.execute(work));
         }
         let touched: Vec<Touched> = ops.iter().map(|work| work.touched.clone()).collect();
-        let places = schedule(&touched, self.driver.lanes());
-        let awaited: HashSet<usize> = places.iter().flat_map(|p| p.after.iter().copied()).collect();
-        let start = self.driver.stamp()?;
-        let mut marks: HashMap<usize, D::Event> = HashMap::new();
-        let mut lane = 0;
-        let mut begun = vec![false; self.driver.lanes()];
-        for (i, (work, place)) in ops.iter().zip(&places).enumerate() {
-            if place.lane != lane {
-                lane = place.lane;
-                self.driver.choose_lane(lane)?;
-            }
-            if lane > 0 && !std::mem::replace(&mut begun[lane], true) {
-                self.driver.wait_for(&start)?;
-            }
-            for mark in place.after.iter().filter_map(|j| marks.get(j)) {
-                self.driver.wait_for(mark)?;
-            }
-            self.execute(work)?;
-            if awaited.contains(&i) {
-                marks.insert(i, self.driver.stamp()?);
-            }
-        }
-        let ends = (1..begun.len()).filter(|&lane| begun[lane]).map(|lane| {
-            self.driver.choose_lane(lane)?;
-            self.driver.stamp()
-        });
-        let ends: Vec<D::Event> = ends.collect::<Result<_>>()?;
-        self.driver.choose_lane(0)?;
-        ends.iter().try_for_each(|end| self.driver.wait_for(end))
+        lanes::side_by_side(&self.driver, &touched, |i| self.execute(&ops[i]))
     }
 }
 
@@ -510,6 +474,7 @@ impl<D: Driver> Backend for Gpu<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Map;
     use crate::tensor::Shape;
 
     #[test]
@@ -530,7 +495,7 @@ mod tests {
             let io = Io { inputs: &inputs, outputs: &outputs };
             let plan = fitting(plan.clone(), io);
             let stage = &plan.stages[0];
-            let made = stage.maps.iter().filter(|&&map| mapped(map, io).is_some()).count();
+            let made = stage.maps.iter().filter(|&&map| Mapped::of(map, io).is_some()).count();
             (stage.kernel.clone(), made)
         };
         assert_eq!(chosen([4096, 8192], DType::Bf16), ("by_maps".into(), 2));
