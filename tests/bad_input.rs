@@ -80,6 +80,19 @@ fn folders_that_cannot_be_written() {
     let filled = bench.trained("filled", &["--max-steps", "3", "--batch", "4"]);
     refused(bench.train("filled", &[]), &["holds a run already", "--resume"]);
     assert!(filled.join("report.html").exists());
+    let report = bytes(filled.join("report.html"));
+    for (flags, what) in [
+        (["--seed", "99"], "train.seed"),
+        (["--target", "sex"], "data.target"),
+        (["--folds", "2"], "data.folds"),
+        (["--set", "data.test_fraction=0.3"], "data.test_fraction"),
+        (["--set", "model.n_layers=3"], "model.n_layers"),
+    ] {
+        let command = bench.engine(&[&["train", "--resume", "filled"], &flags[..]].concat());
+        refused(command, &[what, "keeps its data", "remedy"]);
+    }
+    assert_eq!(bytes(filled.join("report.html")), report);
+    refused(bench.train("crowd", &["--threads", "1000"]), &["train.threads", "256", "remedy"]);
 }
 
 /// One recording of ten is spoilt, by a function that gives the path it then has; all others are

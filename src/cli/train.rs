@@ -39,6 +39,30 @@ fn opened(found: Found, settings: &Settings, console: &Console) -> Result<Arc<dy
     Ok(backend)
 }
 
+/// A run that goes on keeps what it learns from, by which model, and the seed: with others, subjects it was
+/// trained on could be those it is tested on. Where the data lie may change.
+fn keeps_what_it_learns(kept: &Resolved, given: &Resolved) -> Result<()> {
+    let [kept, given] =
+        [kept, given].map(|r| toml::Table::try_from(&r.settings).unwrap_or_default());
+    for section in ["data", "model", "train"] {
+        let [kept, given] = [&kept, &given].map(|t| t.get(section).and_then(toml::Value::as_table));
+        let (Some(kept), Some(given)) = (kept, given) else { continue };
+        let may_change = |key: &str| match section {
+            "data" => ["dir", "cache_dir"].contains(&key),
+            "train" => key != "seed",
+            _ => false,
+        };
+        let changed = |key: &&String| !may_change(key) && kept.get(*key) != given.get(*key);
+        if let Some(key) = kept.keys().chain(given.keys()).find(changed) {
+            let was = kept.get(key).map_or("not set".into(), ToString::to_string);
+            let problem = format!("the run has {was}: it keeps its data, its model and its seed");
+            let remedy = "leave the flag out, or begin a run of its own without --resume";
+            return Err(Error::input(format!("--resume with {section}.{key}"), problem, remedy));
+        }
+    }
+    Ok(())
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -50,7 +74,9 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
         Some(dir) => {
             let run = RunDir::resume(dir)?;
             let flags = args.assignments()?;
-            let resolved = config::resolve(Some(&run.paths.config()), &flags, None)?;
+            let config = run.paths.config();
+            let resolved = config::resolve(Some(&config), &flags, None)?;
+            keeps_what_it_learns(&config::resolve(Some(&config), &[], None)?, &resolved)?;
             (resolved, run, true)
         }
         None => {

@@ -14,6 +14,9 @@ pub(super) struct Problem {
 
 type Check = Result<(), Problem>;
 
+/// More take minutes to start.
+const MOST_THREADS: usize = 256;
+
 fn require(
     holds: bool,
     field: &'static str,
@@ -215,6 +218,12 @@ fn check_steps(train: &TrainSettings) -> Check {
         "train.threads",
         || "0 threads compute nothing".to_string(),
         "give 1 or more, or \"auto\" for all cores",
+    )?;
+    require(
+        train.threads.is_none_or(|threads| threads <= MOST_THREADS),
+        "train.threads",
+        || format!("is more than {MOST_THREADS} threads"),
+        "give as many as there are cores, or \"auto\"",
     )?;
     require(
         train.patience != Some(0),
