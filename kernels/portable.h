@@ -157,6 +157,13 @@ template <class V> DEVICE const V& read_again(const V&, size_t at) {
 DEVICE void* global(void* p) {
   return (void*)(__attribute__((address_space(1))) void*)reinterpret_cast<size_t>(p);
 }
+// N words from an address that all lanes share and nothing writes while the kernel runs: one read for
+// the wave, through the scalar cache into scalar registers.
+template <int N> DEVICE void load_uniform(unsigned (&to)[N], const void* from) {
+  typedef unsigned Line __attribute__((ext_vector_type(N), aligned(4)));
+  Line line = *(const __attribute__((address_space(4))) Line*)reinterpret_cast<size_t>(from);
+  UNROLL for (int i = 0; i < N; ++i) to[i] = line[i];
+}
 DEVICE unsigned multiply_high(unsigned a, unsigned b) {
   return unsigned((static_cast<unsigned long long>(a) * b) >> 32);
 }

@@ -89,6 +89,7 @@ inline unsigned opaque_lane(unsigned x) { return x; }
 inline void in_order() {}
 template <class V> const V& read_again(const V& argument, size_t) { return argument; }
 inline void* global(void* p) { return p; }
+template <int N> void load_uniform(unsigned (&to)[N], const void* from) { std::memcpy(to, from, 4 * N); }
 inline double sqrt_of(double x) { return std::sqrt(x); }
 inline unsigned multiply_high(unsigned a, unsigned b) { return unsigned((std::uint64_t(a) * b) >> 32); }
 inline unsigned bits_of(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }

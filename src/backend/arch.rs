@@ -57,6 +57,7 @@ const CARDS: &[Card] = &[
     ("gfx1010", Machine::Hip { gfx: 0x1010 }, 32, 36, 6, 64, false, false),
     ("gfx1030", Machine::Hip { gfx: 0x1030 }, 32, 60, 16, 64, false, false),
     ("gfx1100", Machine::Hip { gfx: 0x1100 }, 32, 96, 24, 64, true, true),
+    ("gfx1201", Machine::Hip { gfx: 0x1201 }, 32, 64, 16, 64, true, true),
     ("gfx90a", Machine::Hip { gfx: 0x90a }, 64, 104, 64, 64, true, true),
     ("gfx942", Machine::Hip { gfx: 0x942 }, 64, 304, 192, 64, true, true),
 ];

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::amd::kernel_driver_words;
 use crate::backend::gpu::hip::{self, facts};
 use crate::backend::gpu::self_test::{self, Tested};
-use crate::backend::gpu::{Gpu, driver::Driver, images};
+use crate::backend::gpu::{Gpu, driver::Driver};
 use crate::backend::{Arch, Backend, route};
 use crate::config::DeviceSettings;
 use crate::train::device::Found;
@@ -64,18 +64,13 @@ pub(super) fn text(devices: &str, wanted: &DeviceSettings) -> String {
 }
 
 fn program() -> Vec<String> {
-    let compiled = |compiler: Option<&str>, archs: Vec<&str>, why: Option<(&str, &str)>| match why {
-        Some((problem, _)) => problem.to_string(),
-        None => format!("{} by {}", archs.join(", "), compiler.unwrap_or("an unknown compiler")),
-    };
-    let hip = compiled(images::hip_compiler(), images::hip_archs(), images::why_no_hip());
-    let cuda = compiled(images::cuda_compiler(), images::cuda_archs(), images::why_no_cuda());
-    vec![
+    let kernels = super::devices::kernel_rows().map(|[name, words]| format!("{name}: {words}"));
+    let mut lines = vec![
         format!("engine {}", env!("CARGO_PKG_VERSION")),
         format!("for {} {}", std::env::consts::OS, std::env::consts::ARCH),
-        format!("AMD kernels: {hip}"),
-        format!("NVIDIA kernels: {cuda}"),
-    ]
+    ];
+    lines.extend(kernels);
+    lines
 }
 
 fn first_line(path: impl AsRef<Path>) -> Option<String> {

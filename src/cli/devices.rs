@@ -11,6 +11,7 @@ use super::{device_report, text};
 use crate::backend::cpu::Cpu;
 use crate::backend::gpu::cuda::Cuda;
 use crate::backend::gpu::driver::Driver;
+use crate::backend::gpu::images;
 use crate::backend::route::{self, Choice, Preference};
 use crate::backend::{Arch, Backend, Machine, MemoryUse};
 use crate::config::{
@@ -364,6 +365,20 @@ fn nvidia_words() -> String {
     format!("{name}, {arch}, {memory}, driver for CUDA {driver}, {blas}")
 }
 
+/// The kernels that this program carries, for the cards of each maker; where it carries none, why and
+/// what brings them. That matters also on a machine without a card: it may build for one that has.
+pub(super) fn kernel_rows() -> [[String; 2]; 2] {
+    let words = |compiler: Option<&str>, archs: Vec<&str>, why: Option<(&str, &str)>| match why {
+        Some((problem, remedy)) => format!("none: {problem}; {remedy}"),
+        None => {
+            format!("for {} by {}", archs.join(", "), compiler.unwrap_or("an unknown compiler"))
+        }
+    };
+    let cuda = words(images::cuda_compiler(), images::cuda_archs(), images::why_no_cuda());
+    let hip = words(images::hip_compiler(), images::hip_archs(), images::why_no_hip());
+    [["NVIDIA kernels".into(), cuda], ["AMD kernels".into(), hip]]
+}
+
 fn planned_words(planned: &Planned) -> String {
     match planned {
         Ok((batch, memory)) => format!("{batch}, {}", text::bytes(memory.peak())),
@@ -394,6 +409,7 @@ impl Report {
             };
             gpu.push(row([library.what, &found]));
         }
+        gpu.extend(kernel_rows().iter().map(|[name, words]| row([name, words])));
         section(&mut out, "GPUs", &gpu);
         for table in &self.tables {
             let in_force = match table.archs.contains(&self.in_use.name) {
@@ -459,6 +475,7 @@ impl Report {
             "memory": self.memory,
             "gpu_backends": backends,
             "amd": self.amd.rows,
+            "kernels": kernel_rows(),
             "libraries": self.libraries.iter().map(library).collect::<Vec<_>>(),
             "routes": self.tables.iter().map(table).collect::<Vec<_>>(),
             "impossible": self.refused.iter().map(refused).collect::<Vec<_>>(),
@@ -487,4 +504,28 @@ fn grouped(preferences: &[Preference]) -> Vec<Vec<String>> {
         vec![ops, choice.to_string(), reason.to_string()]
     };
     groups.iter().enumerate().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_are_missing_are_named_with_what_brings_them() {
+        let families = [
+            (images::why_no_cuda(), images::cuda_archs()),
+            (images::why_no_hip(), images::hip_archs()),
+        ];
+        for ([name, words], (why, archs)) in kernel_rows().into_iter().zip(families) {
+            match why {
+                Some((problem, remedy)) => {
+                    assert!(words.contains(problem) && words.ends_with(remedy), "{name}: {words}");
+                    assert!(
+                        remedy.contains("scripts/toolchain") || remedy.contains("build it again")
+                    );
+                }
+                None => assert!(archs.iter().all(|arch| words.contains(arch)), "{name}: {words}"),
+            }
+        }
+    }
 }

@@ -92,6 +92,9 @@ pub fn table() -> Vec<Case> {
     norms(&mut table);
     losses(&mut table);
     windows(&mut table);
+    // Rows that pass one, two or four at a time, with some left over, and queries in two parts.
+    add_attention(&mut table, 2, 139, 2, 16);
+    add_attention(&mut table, 1, 37, 3, 32);
     table.0
 }
 
@@ -248,6 +251,13 @@ fn products(table: &mut Table) {
     }
 }
 
+fn add_attention(table: &mut Table, batch: usize, time: usize, heads: usize, d: usize) {
+    let name = format!("attention b{batch} t{time} h{heads} d{d}");
+    table.add(&name, &[(&[batch, time, 3 * heads * d], Normal)], move |tape, v| {
+        attention::attention(tape, &v[0], heads)
+    });
+}
+
 fn transformers(table: &mut Table) {
     for (batch, time, heads, d) in [
         (1, 1, 1, 1),
@@ -262,10 +272,7 @@ fn transformers(table: &mut Table) {
         (1, 130, 2, 99),
         (1, 128, 1, 128),
     ] {
-        let name = format!("attention b{batch} t{time} h{heads} d{d}");
-        table.add(&name, &[(&[batch, time, 3 * heads * d], Normal)], move |tape, v| {
-            attention::attention(tape, &v[0], heads)
-        });
+        add_attention(table, batch, time, heads, d);
     }
     for (rows, cols) in [(1, 2), (5, 7), (3, 129), (70, 96)] {
         let name = format!("softmax {rows}x{cols}");

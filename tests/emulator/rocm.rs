@@ -118,7 +118,8 @@ fn every_state_of_the_stack_has_its_line_and_auto_goes_on() {
     let bench = Bench::new(10);
     for machine in machines {
         let devices = machine.run(bench.engine(&["devices"]));
-        machine.expect(&devices, 0, &format!("AMD card|none: |{}", machine.words));
+        let words = format!("AMD card|none: |AMD kernels|NVIDIA kernels|{}", machine.words);
+        machine.expect(&devices, 0, &words);
         let hip = machine.run(bench.train("hip", &["--device", "hip", "--max-steps", "3"]));
         let status = if machine.name == "kernelless" { 2 } else { 1 };
         machine.expect(&hip, status, machine.words);

@@ -112,6 +112,16 @@ const MISTAKES: &[Mistake] = &[
         at: 0,
         caught: Catch::Numbers,
     },
+    // In the code that RDNA has for itself.
+    Mistake {
+        kind: "attention",
+        what: STORE,
+        stem: "attention",
+        from: "store_pack(d_qkv, dk);",
+        to: "store_pack(d_qkv + 1, dk);",
+        at: 0,
+        caught: Catch::Numbers,
+    },
     Mistake {
         kind: "window",
         what: STORE,

@@ -145,6 +145,13 @@ const TRANSFORMER: &[Case] = &[
         run: |tape, v| attention(tape, &v[0], 2),
     },
     Case {
+        kind: "attention",
+        name: "attention of odd heads",
+        mixed: true,
+        operands: &[(&[2, 33, 3 * 3 * 5], Activation)],
+        run: |tape, v| attention(tape, &v[0], 3),
+    },
+    Case {
         kind: "spectral",
         name: "spectral filter",
         mixed: true,

@@ -6,12 +6,20 @@ use crate::ops::size;
 
 /// Head dimensions that kernels on multiply-add units are built for; others use the next larger.
 const PLAIN_DIMS: [u32; 5] = [8, 16, 32, 64, 128];
-/// The same of kernels on matrix units, whose products are 16 deep.
+/// Head dimensions of the kernels for RDNA, forward and backward.
+const RDNA_DIMS: [u32; 3] = [16, 32, 64];
+const RDNA_BACKWARD_DIMS: [u32; 2] = [16, 32];
+/// Those of kernels on matrix units, whose products are 16 deep.
 const MATRIX_DIMS: [u32; 4] = [16, 32, 64, 128];
 
 /// True where the kernels of `kernels/cuda/attention*.cu` run.
 fn on_matrix_units(arch: &Arch, dtype: &str) -> bool {
     matches!(arch.machine, Machine::Cuda { sm } if sm >= 80) && matches!(dtype, "bf16" | "f16")
+}
+
+/// True where the kernels of `kernels/hip/attention.hip` run: on RDNA, for heads they are built for.
+fn on_rdna(arch: &Arch, dtype: &str, dims: &[u32], head_dim: u32) -> bool {
+    arch.is_rdna() && matches!(dtype, "f32" | "f16") && dims.contains(&head_dim)
 }
 
 impl Extents {
@@ -21,6 +29,8 @@ impl Extents {
             self.by_warpgroups(arch, dtype)
         } else if on_matrix_units(arch, dtype) {
             self.on_matrices(arch, dtype)
+        } else if on_rdna(arch, dtype, &RDNA_DIMS, self.head_dim) {
+            self.by_rows("attention", dtype, 1)
         } else {
             self.plain(dtype)
         }
@@ -30,6 +40,9 @@ impl Extents {
         let dtype = kernel.trim_start_matches("attention_backward_");
         if self.on_warpgroups(arch, dtype) {
             return self.backward_by_warpgroups(dtype);
+        }
+        if on_rdna(arch, dtype, &RDNA_BACKWARD_DIMS, self.head_dim) {
+            return self.by_rows("attention_backward", dtype, 2);
         }
         if !on_matrix_units(arch, dtype) {
             return self.plain_backward(dtype);
@@ -41,6 +54,12 @@ impl Extents {
     fn built_for(&self, dims: &[u32]) -> (u32, usize) {
         let d = dims.iter().copied().find(|&d| d >= self.head_dim).unwrap_or(128);
         (d, d as usize)
+    }
+
+    /// A lane for each row of a head, `sides` times: of queries, or of keys and then of queries.
+    fn by_rows(&self, name: &str, dtype: &str, sides: u32) -> Plan {
+        let grid = [sides * self.time.div_ceil(32), self.heads, self.batch];
+        Plan::new(format!("{name}_rdna_d{}_{dtype}", self.head_dim), grid, 32)
     }
 
     /// 64 queries of one head a block; keys and values stream through shared memory.
@@ -199,6 +218,25 @@ mod tests {
     }
 
     #[test]
+    fn rdna_takes_the_heads_it_is_built_for() {
+        for (name, dtype, head_dim, forward, backward) in [
+            ("gfx1010", "f32", 16, "attention_rdna_d16_f32", "attention_backward_rdna_d16_f32"),
+            ("gfx1010", "f16", 32, "attention_rdna_d32_f16", "attention_backward_rdna_d32_f16"),
+            ("gfx1030", "f32", 64, "attention_rdna_d64_f32", "attention_backward_d64_f32"),
+            ("gfx1100", "bf16", 16, "attention_d16_bf16", "attention_backward_d16_bf16"),
+            ("gfx1010", "f32", 15, "attention_d16_f32", "attention_backward_d16_f32"),
+            ("gfx90a", "f32", 16, "attention_d16_f32", "attention_backward_d16_f32"),
+        ] {
+            let arch = Arch::claim(name).expect("in the table");
+            let of = Extents { batch: 2, time: 200, heads: 3, head_dim, scale: 0.25 };
+            let plan = of.plan(&arch, &format!("attention_{dtype}"));
+            assert_eq!(plan.stages[0].kernel, forward, "{name}");
+            let plan = of.plan_backward(&arch, &format!("attention_backward_{dtype}"));
+            assert_eq!(plan.stages[0].kernel, backward, "{name}");
+        }
+    }
+
+    #[test]
     fn plans_hold_every_strip_and_fit_the_card() {
         for name in ["sm_80", "sm_86", "sm_90", "gfx1010", "gfx90a"] {
             let arch = Arch::claim(name).expect("in the table");
@@ -230,6 +268,8 @@ mod tests {
                         time >= 128 && each <= hold && (stage.grid[0] - 1) * hold < strips
                     } else if stage.kernel.contains("mma") {
                         each <= hold && warps <= 8 && (stage.grid[0] - 1) * each < strips
+                    } else if stage.kernel.contains("rdna") {
+                        stage.block == 32 && 2 * stage.grid[0] >= strips
                     } else {
                         4 * stage.grid[0] >= strips
                     };
