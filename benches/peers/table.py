@@ -29,10 +29,6 @@ SDPA = {
 }
 
 
-# Rows whose peers were timed as Python calls them: the fastest, and its milliseconds.
-AS_CALLED: dict[str, tuple[str, float]] = {}
-
-
 def own(bench: str, wanted: str) -> dict:
     """Milliseconds of the engine's rows whose name holds `wanted`."""
     lines = subprocess.run([bench, wanted], capture_output=True, text=True, check=True).stdout
@@ -91,6 +87,7 @@ def attention(shape: str, arguments) -> dict:
 
 
 def layernorm(shape: str, arguments) -> dict:
+    """Of each peer also the backward pass as Python calls it."""
     rows, cols = numbers(shape.split("_")[0])
     make = {"device": "cuda", "dtype": DTYPES[shape.split("_")[1]]}
     x = torch.randn(rows, cols, **make, requires_grad=True)
@@ -104,9 +101,7 @@ def layernorm(shape: str, arguments) -> dict:
     ways = {"eager": forward, "compile": torch.compile(forward)}
     inputs = [x, weight, bias]
     called = {k: backward_as_called(way, inputs, upstream, arguments) for k, way in ways.items()}
-    name = min(called, key=called.get)
-    AS_CALLED[f"layernorm/{shape}/backward"] = (name, called[name])
-    return {name: both_ways(way, inputs, upstream, arguments) for name, way in ways.items()}
+    return {k: (*both_ways(way, inputs, upstream, arguments), called[k]) for k, way in ways.items()}
 
 
 def spectral(shape: str, arguments) -> dict:
@@ -158,13 +153,14 @@ def of_ceiling(group: str, shape: str, mode: str, ms: float, copy: float, matrix
     return ""
 
 
+def best(peers: dict) -> tuple[float, str]:
+    """Milliseconds and name of the fastest."""
+    return min((ms, name) for name, ms in peers.items())
+
+
 def show(row: str, ms: float, peers: dict, note: str) -> None:
-    name = min(peers, key=peers.get)
-    if row in AS_CALLED:
-        way, called = AS_CALLED[row]
-        note = f"as called {called / ms:5.2f}x  {way} {called:.4f} {note}"
-    ratio = f"{peers[name] / ms:5.2f}x"
-    print(f"{row:48} {ms:9.4f} {peers[name]:9.4f} {ratio}  {name:14} {note}", flush=True)
+    peer, name = best(peers)
+    print(f"{row:48} {ms:9.4f} {peer:9.4f} {peer / ms:5.2f}x  {name:14} {note}", flush=True)
 
 
 def main() -> None:
@@ -196,7 +192,11 @@ def main() -> None:
             note = of_ceiling(group, shape, "forward", forward, copy, matrix)
             show(f"{group}/{shape}/forward", forward, {k: t[0] for k, t in times.items()}, note)
             backward = {k: t[1] - t[0] for k, t in times.items()}
-            show(f"{group}/{shape}/backward", both - forward, backward, "")
+            note, called = "", {k: t[2] for k, t in times.items() if len(t) > 2}
+            if called:
+                peer, name = best(called)
+                note = f"as called {peer / (both - forward):5.2f}x  {name} {peer:.4f}"
+            show(f"{group}/{shape}/backward", both - forward, backward, note)
             show(f"{group}/{shape}/both", both, {k: t[1] for k, t in times.items()}, "")
 
 
