@@ -25,7 +25,7 @@ use super::validation::thinned;
 use crate::backend::Backend;
 use crate::config::Settings;
 use crate::console::{Console, Progress as Progressing};
-use crate::data::augment::{self, Augment};
+use crate::data::augment::Augment;
 use crate::data::montage;
 use crate::data::sampler::{Balance, Sampler};
 use crate::data::split::{Part as SplitPart, Split};
@@ -568,13 +568,9 @@ fn resident(
 }
 
 fn augmentation(settings: &Settings, data: &Dataset) -> Result<Augment> {
-    let table = toml::Value::Table(settings.augment.clone());
-    let chosen: augment::Settings = table.try_into().map_err(|error: toml::de::Error| {
-        let remedy = "see the section [augment] of the documentation";
-        Error::input("augment", error.message(), remedy)
-    })?;
     let region = |name: &String| montage::region(name).map(|region| region as u32);
     let regions: Vec<Option<u32>> = data.channels().iter().map(region).collect();
     let rate = data.prepared.cache.sample_rate();
+    let chosen = settings.augment.clone();
     Augment::new(chosen, data.channels().len(), data.length, rate, &regions)
 }
