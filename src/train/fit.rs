@@ -189,33 +189,48 @@ impl<'a> Fit<'a> {
         EarlyStop::new(Better::Lower, t.patience, t.min_delta)
     }
 
-    /// Trains from the start, or from where the folder's last checkpoint stands.
+    /// Where the training begins: at the start, or where the folder's last checkpoint stands, whose state is
+    /// taken then.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a checkpoint of another model, or past the end that the settings give.
+    pub fn begin(&self, resume: bool) -> Result<Progress> {
+        let last = self.paths.last();
+        if !resume || !last.exists() {
+            self.start_from_init()?;
+            return Ok(Progress {
+                step: 0,
+                epoch: 0,
+                step_in_epoch: 0,
+                loss_sum: 0.0,
+                early_stop: self.first_progress(),
+                finished: false,
+                batch: self.step.spec().batch,
+                scale: LossScale::new(self.step.params().compute_type()),
+            });
+        }
+        let loaded = Loaded::open(&last)?;
+        let progress = loaded.progress()?;
+        loaded.resume(&self.step)?;
+        let (step, total) = (progress.step, self.schedule.total());
+        if !progress.finished && step > total {
+            let problem = format!("stands after step {step}, its settings end it at {total}");
+            let remedy = "give --epochs or --max-steps that end the run later";
+            return Err(Error::input(last.display(), problem, remedy));
+        }
+        let stands = match progress.finished {
+            true => format!("finished at step {step}, and is only scored again"),
+            false => format!("going on after step {step}"),
+        };
+        self.console.say(&format!("{}: {stands}", self.label));
+        Ok(progress)
+    }
+
+    /// Trains to the end.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the training diverges; files that cannot be written; the device's.
-    pub fn run(&mut self, resume: bool) -> Result<Ended> {
-        let last = self.paths.last();
-        let mut progress = Progress {
-            step: 0,
-            epoch: 0,
-            step_in_epoch: 0,
-            loss_sum: 0.0,
-            early_stop: self.first_progress(),
-            finished: false,
-            batch: self.step.spec().batch,
-            scale: LossScale::new(self.step.params().compute_type()),
-        };
-        if resume && last.exists() {
-            let loaded = Loaded::open(&last)?;
-            progress = loaded.progress()?;
-            loaded.resume(&self.step)?;
-            if !progress.finished {
-                let at = format!("{}: going on after step {}", self.label, progress.step);
-                self.console.say(&at);
-            }
-        } else {
-            self.start_from_init()?;
-        }
+    pub fn run(&mut self, mut progress: Progress) -> Result<Ended> {
         if progress.finished {
             return Ok(Ended::Finished);
         }
