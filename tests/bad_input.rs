@@ -53,10 +53,24 @@ fn folders_targets_and_settings() {
     train_refused(&bench, &["--task", "Video"], &["Video", "RestingState"]);
     train_refused(&bench, &["data.window_s=100.0"], &["window"]);
     train_refused(&bench, &["--batch", "5000"], &["batch"]);
+    train_refused(&bench, &["data.events=[\"foo\"]"], &["data.events", "called foo", "Eyes"]);
+    train_refused(&bench, &["data.channels=[\"FP1\"]"], &["has no channel FP1 (there is Fp1:"]);
+    train_refused(&bench, &["data.reference=[\"A1\"]"], &["has no channel A1", "data.reference"]);
+    train_refused(&bench, &["--init", "absent"], &["absent", "no such checkpoint", "--init"]);
+    std::fs::write(bench.path("file"), "x").expect("written");
+    train_refused(&bench, &["data.cache_dir=file/x"], &["file/x", "set data.cache_dir"]);
     train_refused(&bench, &["--folds", "11"], &["11 folds"]);
     train_refused(&bench, &["--memory", "1MB"], &["out of memory", "batch"]);
     std::fs::write(bench.path("wrong.toml"), "[train]\nepoch = 3\n").expect("written");
     train_refused(&bench, &["--config", "wrong.toml"], &["wrong.toml:2", "epoch", "epochs"]);
+    // What the defaults' 8 heads do not divide, the 4 of the device's profile do.
+    let cpu = |set: &str| {
+        let quick = ["--device", "cpu", "--run", "profiled", "--max-steps", "1", "--batch", "2"];
+        bench.engine(&[&["train", "--data", "data", "--set", set], &quick[..]].concat())
+    };
+    refused(cpu("model.n_heads=7"), &["--set model.n_heads=7, model.n_heads", "d_model 64"]);
+    let output = cpu("model.d_model=60").output().expect("started");
+    assert!(output.status.success(), "{}", said(&output));
     // The mended command, in the folder that was refused.
     train_all(&bench, "refused", &["--target", "sex"]);
 }
@@ -91,6 +105,16 @@ fn folders_that_cannot_be_written() {
         let command = bench.engine(&[&["train", "--resume", "filled"], &flags[..]].concat());
         refused(command, &[what, "keeps its data", "remedy"]);
     }
+    for (flags, what) in [
+        (["--epochs", "50"], "train.epochs"),
+        (["--batch", "8"], "train.batch"),
+        (["--set", "augment.sign_flip=0.5"], "augment.sign_flip"),
+    ] {
+        let command = bench.engine(&[&["train", "--resume", "filled"], &flags[..]].concat());
+        refused(command, &[what, "has finished", "--init filled/checkpoints/best.safetensors"]);
+    }
+    let profile = bench.engine(&["train", "--resume", "filled", "--profile"]);
+    refused(profile, &["--profile", "has finished", "no steps"]);
     assert_eq!(bytes(filled.join("report.html")), report);
     refused(bench.train("crowd", &["--threads", "1000"]), &["train.threads", "256", "remedy"]);
 }
@@ -238,7 +262,9 @@ fn a_run_folder_that_became_read_only_loses_nothing() {
         let before = files.map(|file| bytes(run.join(file)));
         assert!(read_only(&disk, true), "remounted");
         refused(bench.train("disk/other", &[]), &["disk/other", "remedy: "]);
-        refused(bench.engine(&["train", "--resume", "disk/run"]), &["disk/run", "remedy: "]);
+        refused(bench.engine(&["train", "--resume", "disk/run"]), &["disk/run", "with a copy"]);
+        let out = ["predict", "disk/run", "--data", "data", "--out", "disk/all.csv"];
+        refused(bench.engine(&out), &["disk/all.csv", "remedy: give --out"]);
         assert!(files.map(|file| bytes(run.join(file))) == before);
         // What reads only, works.
         let output = bench.engine(&["predict", "disk/run", "--data", "data"]).output();
@@ -248,6 +274,56 @@ fn a_run_folder_that_became_read_only_loses_nothing() {
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Without a label and too short is one recording that is left out, not two.
+#[test]
+fn each_skipped_recording_is_counted_once() {
+    let bench = Bench::new(10);
+    bench.add_column("some", |i| if i == 3 { "n/a".into() } else { (i * i % 11).to_string() });
+    let text = train_all(&bench, "run", &["--target", "some"]);
+    assert!(text.contains(": 9 recordings (1 skipped)"), "{text}");
+    let page = String::from_utf8(bytes(bench.path("run/report.html"))).expect("UTF-8");
+    assert!(page.contains("n/a for"), "the report lists it");
+    let short = |rows: &mut [Vec<f32>]| rows.iter_mut().for_each(|row| row.truncate(80));
+    as_brainvision(&bench.recordings()[3], short);
+    let text = train_all(&bench, "short", &["--target", "some"]);
+    assert!(text.contains(": 9 recordings (1 skipped)"), "{text}");
+}
+
+/// A subject's folder that this user may not look into is left out aloud.
+#[cfg(unix)]
+#[test]
+fn a_folder_that_cannot_be_listed_is_skipped() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new(4);
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("changed");
+    };
+    let recordings = bench.recordings();
+    let closed = recordings[1].ancestors().nth(2).expect("a folder");
+    mode(bench.folder.path(), 0o755);
+    mode(closed, 0);
+    let info = bench.engine(&["data", "info", "data"]);
+    let output = if std::fs::read_dir(closed).is_err() {
+        { info }.output().expect("started")
+    } else {
+        // This user may look into everything: nobody may not.
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let mut nobody = Command::new("setpriv");
+        nobody.args(user).arg(info.get_program()).args(info.get_args());
+        match nobody.current_dir(bench.folder.path()).output() {
+            Ok(output) if !said(&output).contains("setpriv:") => output,
+            _ => return eprintln!("skipped: this user cannot become another one"),
+        }
+    };
+    mode(closed, 0o755);
+    let text = said(&output);
+    assert!(
+        output.status.success() && text.contains("cannot list it: Permission denied"),
+        "{text}"
+    );
+    assert!(text.contains("4, 3 with recordings"), "{text}");
 }
 
 fn damaged(good: &Path, to: &Path, damage: impl Fn(&mut Vec<u8>)) {
@@ -267,7 +343,20 @@ fn damaged_and_foreign_checkpoints() {
     let best = |run: &PathBuf| run.join("checkpoints/best.safetensors").display().to_string();
     let of = |file: &str| bench.engine(&["evaluate", "run", "--checkpoint", file]);
     refused(of(&best(&other)), &["windows of 200 samples", "remedy"]);
-    refused(of("absent.safetensors"), &["absent.safetensors"]);
+    refused(of("absent.safetensors"), &["absent.safetensors", "remedy: give best, last, or"]);
+    let classes = bench.trained("classes", &[&quick[..], &["--target", "sex"]].concat());
+    let text = refused(of(&best(&classes)), &["predicts sex (F, M), the data have age (a number)"]);
+    assert!(!text.contains("Regression"), "{text}");
+    let out = bench.engine(&["predict", "run", "--data", "data", "--out", "data"]);
+    refused(out, &["data: is a folder", "give --out a file"]);
+    let renamed = as_brainvision(&bench.recordings()[4], |_| {});
+    let header = std::fs::read_to_string(&renamed).expect("read").replace("=Fp1,", "=FP1,");
+    std::fs::write(&renamed, header).expect("written");
+    let predict = ["predict", "run", "--data", &renamed.display().to_string()];
+    refused(
+        bench.engine(&predict),
+        &["_eeg.vhdr: has no EEG channel Fp1 (there is FP1: upper and lower case", "named alike"],
+    );
     train_refused(&bench, &["--init", &best(&shallow)], &["no tensor that fits"]);
     let (good, last) =
         (run.join("checkpoints/best.safetensors"), run.join("checkpoints/last.safetensors"));

@@ -168,6 +168,44 @@ fn polite_signals_stop_with_130_and_can_be_gone_on_from() {
     assert!(stopped > 0, "no signal came before the end");
 }
 
+/// What a run goes on with is in its config.toml, and beside it where it was set; a run of which nothing is
+/// left to train takes no such flag.
+#[test]
+fn settings_of_a_resumed_run_are_those_it_went_on_with() {
+    let bench = Bench::new(12);
+    let child = bench.train("run", SETTINGS).stdout(Stdio::null()).spawn().expect("started");
+    stop_at_the_first_checkpoint(&bench, child);
+    let config = |run: &str| String::from_utf8(bytes(bench.path(run).join("config.toml")));
+    let before = config("run").expect("UTF-8");
+    // Refused before a step is taken: nothing has changed.
+    let flags = ["train", "--resume", "run", "--threads", "1", "--route", "spectral=gpu"];
+    let refused = bench.engine(&[&flags[..], &["--memory", "1kB"]].concat()).output();
+    assert_eq!(refused.expect("started").status.code(), Some(2));
+    let flags = ["train", "--resume", "run", "--max-steps", "2", "--set", "train.warmup=0"];
+    let short = bench.engine(&flags).output().expect("started");
+    assert_eq!(short.status.code(), Some(2));
+    assert!(said(&short).contains("its settings end it at 2"), "{}", said(&short));
+    assert_eq!(config("run").expect("UTF-8"), before);
+    let output =
+        bench.engine(&["train", "--resume", "run", "--max-steps", "100", "--threads", "1"]);
+    let output = { output }.output().expect("started");
+    assert!(output.status.success(), "{}", said(&output));
+    let after = config("run").expect("UTF-8");
+    let changed = |line: &&str| !before.lines().any(|old| old == *line);
+    let changed: Vec<&str> = after.lines().filter(changed).collect();
+    assert_eq!(changed, ["max_steps = 100  # --max-steps", "threads = 1  # --threads"]);
+    assert_eq!(after.lines().count(), before.lines().count());
+}
+
+fn stop_at_the_first_checkpoint(bench: &Bench, mut child: std::process::Child) {
+    let last = bench.path("run/checkpoints/last.safetensors");
+    while !last.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed or ended");
+    child.wait().expect("ended");
+}
+
 /// Lines that a kill tore, or that lie past the checkpoint, are gone after the run went on.
 #[test]
 fn torn_and_stale_lines_of_metrics_are_dropped() {
@@ -175,14 +213,9 @@ fn torn_and_stale_lines_of_metrics_are_dropped() {
     let expected = results(&bench.trained("whole", SETTINGS), 0);
     let more = [SETTINGS, &["--max-steps", "7"]].concat();
     // The same schedule, but ended by a signal that comes with the first checkpoint.
-    let mut child =
+    let child =
         bench.train("run", &more[..SETTINGS.len()]).stdout(Stdio::null()).spawn().expect("started");
-    let last = bench.path("run/checkpoints/last.safetensors");
-    while !last.exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    child.kill().expect("killed or ended");
-    child.wait().expect("ended");
+    stop_at_the_first_checkpoint(&bench, child);
     let path = bench.path("run/metrics.jsonl");
     let mut text = bytes(&path);
     text.extend(b"{\"kind\":\"step\",\"step\":999,\"epoch\":9,\"loss\":1.0}\n{\"kind\":\"st");

@@ -42,6 +42,22 @@ fn balanced_accuracy(run: &Path) -> f64 {
     recalls.sum::<f64>() / classes.len() as f64
 }
 
+/// Without test subjects it is the validation subjects that are scored, and this is said.
+#[test]
+fn scores_of_validation_subjects_are_called_so() {
+    let bench = Bench::new(12);
+    let said_by = |run: &str, share: &str| {
+        let output = bench.train(run, &[QUICK, &[share]].concat()).output().expect("started");
+        assert!(output.status.success(), "{}", said(&output));
+        let page = text(bench.path(run).join("report.html"));
+        let words = "scored are the validation subjects";
+        let found = [said(&output), page].map(|text| text.contains(words));
+        (found, results(&bench.path(run))["scored"].as_str().expect("a word").to_string())
+    };
+    assert_eq!(said_by("none", "data.test_fraction=0"), ([true; 2], "validation".to_string()));
+    assert_eq!(said_by("some", "data.test_fraction=0.2"), ([false; 2], "test".to_string()));
+}
+
 /// A class that every other subject's loudness tells: it is learned; shuffled, it is not.
 #[test]
 fn what_is_there_is_learned_and_what_is_shuffled_is_not() {

@@ -64,7 +64,7 @@ pub struct DeviceArgs {
     #[arg(long, value_parser = PossibleValuesParser::new(DeviceName::WORDS))]
     pub device: Option<String>,
     /// Memory that may be taken on the device, as in 6GB, or auto
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<String>,
     /// Whose matrix product: the vendor library's or the engine's own
     #[arg(long, value_parser = PossibleValuesParser::new(Gemm::WORDS))]
@@ -73,7 +73,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "OP=DEVICE", value_delimiter = ',')]
     pub route: Vec<String>,
     /// Threads that compute on the CPU, or auto for all cores
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<String>,
 }
 
@@ -149,7 +149,7 @@ pub struct TrainArgs {
     #[arg(long, value_parser = PossibleValuesParser::new(ModelName::WORDS))]
     pub model: Option<String>,
     /// Windows per forward pass, or auto for what fits into memory
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub batch: Option<String>,
     /// Passes over the training windows
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -300,7 +300,7 @@ pub struct PrepareArgs {
     #[command(flatten)]
     pub settings: SettingsArgs,
     /// Threads that read, or auto for all cores
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<String>,
     /// Output
     #[command(flatten)]
@@ -317,16 +317,16 @@ pub struct SynthArgs {
     /// Folder to write; absent or empty
     pub dir: PathBuf,
     /// Number of subjects
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub subjects: Option<usize>,
     /// Seconds with open eyes, and as many with closed eyes, per subject
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub seconds: Option<usize>,
     /// Sampling rate, Hz
-    #[arg(long, value_name = "HZ")]
+    #[arg(long, value_name = "HZ", allow_negative_numbers = true)]
     pub rate: Option<usize>,
     /// Channels: 129 (geodesic net) or 19 (10-20 system)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub channels: Option<usize>,
     /// Youngest and oldest, years
     #[arg(long, num_args = 2, value_names = ["YOUNGEST", "OLDEST"])]

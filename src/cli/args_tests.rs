@@ -84,6 +84,9 @@ fn a_wrong_value_names_its_flag() {
     for (line, parts) in [
         ("engine train --batch many", ["--batch", "auto"]),
         ("engine train --memory 6XB", ["--memory", "6GB"]),
+        ("engine train --batch -1", ["--batch", "a whole number above 0"]),
+        ("engine train --memory -5", ["--memory", "6GB"]),
+        ("engine train --threads -1", ["--threads", "a whole number above 0"]),
         ("engine train --epochs -3", ["--epochs", "a whole number"]),
         ("engine train --route spectral", ["--route", "spectral=cpu"]),
         ("engine train --threads 0", ["--threads", "all cores"]),

@@ -9,6 +9,7 @@ use super::train::device;
 use crate::config::{self, Amp, Assignment, Settings};
 use crate::console::Console;
 use crate::data::window::Window;
+use crate::metrics::Task;
 use crate::train::dataset::{self, Dataset};
 use crate::train::inference::{Predictor, checkpoint};
 use crate::train::results::{self, Collected};
@@ -64,9 +65,17 @@ fn check_task(about: &About, target: &Target, path: &Path) -> Result<()> {
     if about.task == target.task {
         return Ok(());
     }
-    let problem = format!("predicts {:?}, the data have {:?}", about.task, target.task);
-    let remedy = "evaluate on data with the same target and classes";
+    let problem = format!("predicts {}, the data have {}", words(&about.task), words(&target.task));
+    let remedy = "give a checkpoint of this run, or data with the target that it predicts";
     Err(Error::input(path.display(), problem, remedy))
+}
+
+/// What is predicted, as in "sex (F, M)".
+fn words(task: &Task) -> String {
+    match task {
+        Task::Regression { name, .. } => format!("{name} (a number)"),
+        Task::Classification { name, classes } => format!("{name} ({})", classes.join(", ")),
+    }
 }
 
 /// Windows to score, and those of the training subjects where the data are the run's own.
@@ -120,6 +129,10 @@ fn parts(
 /// Whatever is wrong with the run, the checkpoint or the data.
 pub fn predict(args: &PredictArgs, console: &Console) -> Result<()> {
     let paths = RunDir::open(&args.run)?;
+    if let Some(out) = args.out.as_ref().filter(|out| out.is_dir()) {
+        let remedy = format!("give --out a file, as in {}", out.join("predictions.csv").display());
+        return Err(Error::input(out.display(), "is a folder", remedy));
+    }
     let is_folder = args.data.is_dir();
     let dir = is_folder.then_some(&args.data);
     let settings = settings_of(&paths, dir, &args.device.assignments())?;
@@ -142,7 +155,14 @@ pub fn predict(args: &PredictArgs, console: &Console) -> Result<()> {
     let n = data.windows.len();
     match &args.out {
         Some(out) => {
-            results::write_text(out, &csv)?;
+            results::write_text(out, &csv).map_err(|error| match error {
+                Error::Input { place, problem, .. } => {
+                    let remedy =
+                        "give --out a file in a folder that is there and can be written to";
+                    Error::input(place, problem, remedy)
+                }
+                other => other,
+            })?;
             let text = format!("{n} windows predicted: {}", out.display());
             console.finish(&text, &json!({ "windows": n, "out": out }));
         }

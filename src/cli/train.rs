@@ -1,5 +1,6 @@
 //! `engine train`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,28 +40,77 @@ fn opened(found: Found, settings: &Settings, console: &Console) -> Result<Arc<dy
     Ok(backend)
 }
 
-/// A run that goes on keeps what it learns from, by which model, and the seed: with others, subjects it was
-/// trained on could be those it is tested on. Where the data lie may change.
-fn keeps_what_it_learns(kept: &Resolved, given: &Resolved) -> Result<()> {
-    let [kept, given] =
-        [kept, given].map(|r| toml::Table::try_from(&r.settings).unwrap_or_default());
-    for section in ["data", "model", "train"] {
-        let [kept, given] = [&kept, &given].map(|t| t.get(section).and_then(toml::Value::as_table));
+/// Refuses what a run that goes on cannot take: other data, model or seed, since subjects it was trained on
+/// could then be those it is tested on (where the data lie may change), and, where nothing is left to
+/// train, settings of the training.
+fn check_changes(kept: &Settings, given: &Settings, paths: &RunPaths) -> Result<()> {
+    let (kept_all, given_all) = (config::table_of(kept)?, config::table_of(given)?);
+    let mut trains_otherwise = None;
+    for section in ["data", "model", "train", "augment", "run"] {
+        let [kept, given] =
+            [&kept_all, &given_all].map(|t| t.get(section).and_then(toml::Value::as_table));
         let (Some(kept), Some(given)) = (kept, given) else { continue };
-        let may_change = |key: &str| match section {
-            "data" => ["dir", "cache_dir"].contains(&key),
-            "train" => key != "seed",
-            _ => false,
-        };
-        let changed = |key: &&String| !may_change(key) && kept.get(*key) != given.get(*key);
-        if let Some(key) = kept.keys().chain(given.keys()).find(changed) {
-            let was = kept.get(key).map_or("not set".into(), ToString::to_string);
-            let problem = format!("the run has {was}: it keeps its data, its model and its seed");
-            let remedy = "leave the flag out, or begin a run of its own without --resume";
-            return Err(Error::input(format!("--resume with {section}.{key}"), problem, remedy));
+        for (key, was) in kept.iter().filter(|(key, was)| given.get(*key) != Some(*was)) {
+            let field = format!("{section}.{key}");
+            match (section, key.as_str()) {
+                ("data", "dir" | "cache_dir") | ("train", "threads") => {}
+                ("data" | "model", _) | ("train", "seed") | ("run", "dir" | "profile") => {
+                    let problem = format!(
+                        "the run has {was}: it keeps its data, its model, its seed and its folder"
+                    );
+                    let remedy = "leave the flag out, or begin a run of its own without --resume";
+                    return Err(Error::input(format!("--resume with {field}"), problem, remedy));
+                }
+                ("train" | "augment", _) => trains_otherwise = Some(field),
+                _ => {}
+            }
         }
     }
-    Ok(())
+    match trains_otherwise {
+        Some(field) if has_finished(kept, paths)? => {
+            let problem = "the run has finished and is only scored again: this changes nothing";
+            let remedy = format!(
+                "leave the flag out, or train on in a new run, with --init {}",
+                paths.best().display()
+            );
+            Err(Error::input(format!("--resume with {field}"), problem, remedy))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// True where no fold of a run has a step left to train.
+fn has_finished(settings: &Settings, paths: &RunPaths) -> Result<bool> {
+    let parts = match settings.data.folds {
+        0 => vec![paths.clone()],
+        folds => (1..=folds).map(|number| paths.fold(number)).collect(),
+    };
+    for part in parts {
+        if !part.last().exists() || !Loaded::open(&part.last())?.progress()?.finished {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A run that goes on: its settings with flags on top, and what its config.toml is to say then.
+fn go_on(dir: &Path, args: &TrainArgs) -> Result<(Resolved, RunDir, Option<String>)> {
+    let run = RunDir::resume(dir)?;
+    let config = run.paths.config();
+    let kept = config::resolve(Some(&config), &[], None)?;
+    let flags = args.assignments()?;
+    if args.wants_trace() && has_finished(&kept.settings, &run.paths)? {
+        let problem = "the run has finished: it has no steps left to profile";
+        return Err(Error::input("--profile", problem, "leave it out, or profile a new run"));
+    }
+    if flags.is_empty() {
+        return Ok((kept, run, None));
+    }
+    let given = config::resolve(Some(&config), &flags, None)?;
+    check_changes(&kept.settings, &given.settings, &run.paths)?;
+    let before = std::fs::read_to_string(&config).map_err(Error::io(&config, "read"))?;
+    let text = given.to_toml_over(&before)?;
+    Ok((given, run, Some(text)))
 }
 
 /// Runs the command.
@@ -70,21 +120,13 @@ fn keeps_what_it_learns(kept: &Resolved, given: &Resolved) -> Result<()> {
 pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
     signal::install()?;
     let mut found = None;
-    let (resolved, run, resume) = match &args.resume {
-        Some(dir) => {
-            let run = RunDir::resume(dir)?;
-            let flags = args.assignments()?;
-            let config = run.paths.config();
-            let resolved = config::resolve(Some(&config), &flags, None)?;
-            keeps_what_it_learns(&config::resolve(Some(&config), &[], None)?, &resolved)?;
-            (resolved, run, true)
-        }
+    let (resolved, run, changed) = match &args.resume {
+        Some(dir) => go_on(dir, args)?,
         None => {
             let flags = args.assignments()?;
             let file = args.settings.config.as_deref();
             // The profile is that of the device, which flags and file may name.
-            let wanted = config::resolve(file, &flags, None)?.settings.device;
-            let device = Found::search(&wanted)?;
+            let device = Found::search(&config::device(file, &flags)?)?;
             let resolved = config::resolve(file, &flags, Some(device.profile()))?;
             found = Some(device);
             check_paths(&resolved.settings)?;
@@ -94,11 +136,12 @@ pub fn run(args: &TrainArgs, console: &Console) -> Result<()> {
                 run.discard();
                 return Err(error);
             }
-            (resolved, run, false)
+            (resolved, run, None)
         }
     };
-    let profiled = args.wants_trace();
-    let session = Session { resolved: &resolved, paths: &run.paths, console, resume, profiled };
+    let (resume, profiled) = (args.resume.is_some(), args.wants_trace());
+    let session =
+        Session { resolved: &resolved, paths: &run.paths, console, resume, changed, profiled };
     let ended = match console.log_to(&run.paths.log()).and_then(|()| session.run(found)) {
         Ok(ended) => ended,
         Err(error) => {
@@ -126,6 +169,10 @@ fn check_paths(settings: &Settings) -> Result<()> {
         return Err(Error::input(dir.display(), problem, remedy));
     }
     if let Some(path) = settings.train.init.as_ref() {
+        if !path.exists() {
+            let remedy = "give --init a checkpoint, such as RUN/checkpoints/best.safetensors";
+            return Err(Error::input(path.display(), "there is no such checkpoint", remedy));
+        }
         Loaded::open(path)?;
     }
     Ok(())
@@ -136,6 +183,8 @@ struct Session<'a> {
     paths: &'a RunPaths,
     console: &'a Console,
     resume: bool,
+    /// What config.toml is to say of a run that goes on with other settings.
+    changed: Option<String>,
     profiled: bool,
 }
 
@@ -205,7 +254,11 @@ impl Session<'_> {
                 self.describe(&fit, &backend, batch);
             }
             fit.profile(self.profiled);
-            if fit.run(self.resume)? == Ended::Interrupted {
+            let begun = fit.begin(self.resume)?;
+            if let Some(text) = &self.changed {
+                results::write_text(&self.paths.config(), text)?;
+            }
+            if fit.run(begun)? == Ended::Interrupted {
                 return Ok(Ended::Interrupted);
             }
             Loaded::open(&paths.best())?.restore(fit.step().params())?;
@@ -331,6 +384,16 @@ impl Session<'_> {
         Ok(vec![by_fractions(&subjects, strata, shares, settings.train.seed)?])
     }
 
+    /// What is to be said where no subject was kept for testing.
+    fn untested(&self) -> Option<String> {
+        let data = &self.settings().data;
+        (data.folds == 0 && data.test_fraction == 0.0).then(|| {
+            "data.test_fraction is 0: scored are the validation subjects, which chose the \
+             checkpoint, so that scores are better than they would be on other people"
+                .to_string()
+        })
+    }
+
     /// Windows that are scored: the test subjects', or, without any, the validation subjects'.
     fn tested(&self, data: &Dataset, split: &Split) -> Vec<Window> {
         let part = if split.test.is_empty() { Part::Validation } else { Part::Test };
@@ -381,7 +444,7 @@ impl Session<'_> {
             pair("Model", s.model.name.to_string()),
             pair("Parameters", fit.step().params().count().to_string()),
             pair("Data", data.prepared.name.clone()),
-            pair("Recordings", cache.recordings().len().to_string()),
+            pair("Recordings", data.n_recordings().to_string()),
             pair("Windows", format!("{} of {} s", data.windows.len(), s.data.window_s)),
             pair("Channels", cache.channels().len().to_string()),
             pair("Sampling rate", format!("{} Hz", cache.sample_rate())),
@@ -429,13 +492,20 @@ impl Session<'_> {
                 })
                 .collect();
         }
-        let headline = scores.headline();
+        let mut headline = scores.headline();
+        let untested = self.untested();
+        if let Some(text) = &untested {
+            report.notes.push(text.clone());
+            headline = format!("{headline}\n{text}");
+        }
         report.curves.score_baseline = None;
         report.scores = Some(scores.clone());
         report.window_scores = Some(window_scores.clone());
         report.write(self.paths.report())?;
         let about_json = json!({
-            "run": self.paths.root(), "scores": scores, "window_scores": window_scores,
+            "run": self.paths.root(),
+            "scored": if untested.is_some() { "validation" } else { "test" },
+            "scores": scores, "window_scores": window_scores,
             "task": about.task
         });
         let text = serde_json::to_string_pretty(&about_json)

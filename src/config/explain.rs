@@ -6,7 +6,8 @@ use toml::{Table, Value};
 use super::de::{Input, ReadError, Refusal};
 use super::layer::Layer;
 use super::settings::{
-    DataSettings, DeviceSettings, ModelSettings, RunSettings, Settings, TrainSettings,
+    AugmentSettings, DataSettings, DeviceSettings, ModelSettings, RunSettings, Settings,
+    TrainSettings,
 };
 use crate::error::Error;
 
@@ -25,12 +26,13 @@ pub(super) fn sections() -> Vec<String> {
     fields_of::<Settings>()
 }
 
-/// The fields of a section in order; none for `[augment]`, whose fields another module knows.
+/// The fields of a section in order.
 pub(super) fn fields(section: &str) -> Vec<String> {
     match section {
         "data" => fields_of::<DataSettings>(),
         "model" => fields_of::<ModelSettings>(),
         "train" => fields_of::<TrainSettings>(),
+        "augment" => fields_of::<AugmentSettings>(),
         "device" => fields_of::<DeviceSettings>(),
         "run" => fields_of::<RunSettings>(),
         _ => Vec::new(),

@@ -27,6 +27,18 @@ pub enum Origin {
     Flag(String),
 }
 
+impl Origin {
+    /// Larger for what goes before what.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Profile(_) => 1,
+            Self::File { .. } => 2,
+            Self::Flag(_) => 3,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

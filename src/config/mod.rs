@@ -25,7 +25,8 @@ use layer::Layer;
 pub use layer::{Assignment, Origin};
 pub use profiles::{PROFILES, Profile, profile};
 pub use settings::{
-    DataSettings, DeviceSettings, ModelSettings, RunSettings, Settings, TrainSettings,
+    AugmentSettings, DataSettings, DeviceSettings, ModelSettings, RunSettings, Settings,
+    TrainSettings,
 };
 pub use values::{
     Amp, BadChannels, Bytes, ClassWeights, DeviceName, Gemm, LossName, ModelName, Notch,
@@ -40,6 +41,15 @@ pub struct Resolved {
     layers: Layer,
 }
 
+/// The device that file and flags ask for. All else is checked by [`resolve`], which wants to know the
+/// profile of that device.
+///
+/// # Errors
+/// As [`resolve`], for what cannot be read.
+pub fn device(file: Option<&Path>, flags: &[Assignment]) -> Result<DeviceSettings> {
+    Ok(merged(file, flags, None)?.settings.device)
+}
+
 /// Merges the layers, reads the result and checks it.
 ///
 /// The profile is the one that a flag names (`run.profile`), else the file, else
@@ -49,6 +59,24 @@ pub struct Resolved {
 /// [`Error::Input`] or [`Error::Io`] naming the file and line (or the flag), the field, the nearest
 /// valid name and the remedy.
 pub fn resolve(
+    file: Option<&Path>,
+    flags: &[Assignment],
+    fallback_profile: Option<&str>,
+) -> Result<Resolved> {
+    let resolved = merged(file, flags, fallback_profile)?;
+    validate::check(&resolved.settings).map_err(|wrong| {
+        // Of two that do not go together, it is what the user gave that is to be looked at.
+        let rank = |field: &str| resolved.origin(field).rank();
+        let other = wrong.with.filter(|other| rank(other) > rank(wrong.field));
+        let field = other.unwrap_or(wrong.field);
+        let place = format!("{}, {field}", resolved.origin(field));
+        Error::input(place, wrong.problem, wrong.remedy)
+    })?;
+    Ok(resolved)
+}
+
+/// The layers as settings, which may contradict each other.
+fn merged(
     file: Option<&Path>,
     flags: &[Assignment],
     fallback_profile: Option<&str>,
@@ -72,12 +100,7 @@ pub fn resolve(
     layers.put(above);
     let settings = Settings::deserialize(de::Input(Value::Table(layers.table.clone())))
         .map_err(|error| explain::explain(&error, &layers, &defaults))?;
-    let resolved = Resolved { settings, layers };
-    validate::check(&resolved.settings).map_err(|wrong| {
-        let place = format!("{}, {}", resolved.origin(wrong.field), wrong.field);
-        Error::input(place, wrong.problem, wrong.remedy)
-    })?;
-    Ok(resolved)
+    Ok(Resolved { settings, layers })
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -95,7 +118,11 @@ fn default_table() -> Result<Table> {
     table_of(&Settings::default())
 }
 
-fn table_of(settings: &Settings) -> Result<Table> {
+/// The settings as a table, a section each.
+///
+/// # Errors
+/// [`Error::Input`] for what TOML cannot hold, such as a path that is not UTF-8.
+pub(crate) fn table_of(settings: &Settings) -> Result<Table> {
     Table::try_from(settings).map_err(|error| {
         let remedy = "keep whole numbers below 2^63 and paths in UTF-8";
         Error::input("settings", format!("cannot be written as TOML: {error}"), remedy)
@@ -114,7 +141,16 @@ impl Resolved {
     /// # Errors
     /// [`Error::Input`] for what TOML cannot hold, such as a path that is not UTF-8.
     pub fn to_toml(&self) -> Result<String> {
-        write_toml(&self.settings, Some(&self.layers))
+        write_toml(&self.settings, Some((&self.layers, "")))
+    }
+
+    /// As [`Self::to_toml`], for settings that were read from a file of the text `before` with something on
+    /// top: what is as it was there keeps its comment, which says where it was set at first.
+    ///
+    /// # Errors
+    /// As [`Self::to_toml`].
+    pub fn to_toml_over(&self, before: &str) -> Result<String> {
+        write_toml(&self.settings, Some((&self.layers, before)))
     }
 }
 
@@ -137,34 +173,30 @@ impl Settings {
     }
 }
 
-fn write_toml(settings: &Settings, layers: Option<&Layer>) -> Result<String> {
+fn write_toml(settings: &Settings, layers: Option<(&Layer, &str)>) -> Result<String> {
     let table = table_of(settings)?;
     let mut text = String::new();
     for section in explain::sections() {
         let Some(Value::Table(values)) = table.get(&section) else { continue };
-        let mut names = explain::fields(&section);
-        if section == "augment" {
-            names.extend(values.keys().cloned());
-        }
         let separator = if text.is_empty() { "" } else { "\n" };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{separator}[{section}]");
-        for name in names {
+        for name in explain::fields(&section) {
             let Some(value) = values.get(&name) else { continue };
-            let _ = write!(text, "{} = {value}", key(&name));
-            if let Some(layers) = layers {
-                let origin = layers.origin(&format!("{section}.{name}")).to_string();
-                let _ = write!(text, "  # {}", origin.replace(char::is_control, " "));
+            let _ = write!(text, "{name} = {value}");
+            if let Some((layers, before)) = layers {
+                let origin = layers.origin(&format!("{section}.{name}"));
+                let kept = match origin {
+                    Origin::File { line, .. } => before.lines().nth(line - 1),
+                    _ => None,
+                };
+                let kept =
+                    kept.and_then(|line| line.strip_prefix(&format!("{name} = {value}  # ")));
+                let note = kept.map_or_else(|| origin.to_string(), str::to_string);
+                let _ = write!(text, "  # {}", note.replace(char::is_control, " "));
             }
             text.push('\n');
         }
     }
     Ok(text)
-}
-
-/// A key of TOML, quoted where it must be.
-fn key(name: &str) -> String {
-    let bare = !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if bare { name.to_string() } else { Value::String(name.to_string()).to_string() }
 }

@@ -11,6 +11,7 @@ use super::values::{
     Amp, BadChannels, Bytes, ClassWeights, DeviceName, Gemm, LossName, ModelName, Notch,
     OptimizerName, Recompute, Reference, Route, Scale, ScheduleName, Warmup, auto, generated, off,
 };
+pub use crate::data::augment::Settings as AugmentSettings;
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -22,8 +23,8 @@ pub struct Settings {
     pub model: ModelSettings,
     /// How it is trained.
     pub train: TrainSettings,
-    /// Augmentations by name; `crate::data::augment` reads and checks them.
-    pub augment: toml::Table,
+    /// What is done to training windows, and how often.
+    pub augment: AugmentSettings,
     /// What it runs on.
     pub device: DeviceSettings,
     /// Where results go and how much is said.

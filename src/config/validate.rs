@@ -8,6 +8,8 @@ use super::values::{ClassWeights, ModelName, Notch, Reference, Warmup};
 pub(super) struct Problem {
     /// Dotted name of the field to change.
     pub(super) field: &'static str,
+    /// Another field that it does not go together with, and that may be the one to change.
+    pub(super) with: Option<&'static str>,
     pub(super) problem: String,
     pub(super) remedy: String,
 }
@@ -26,13 +28,22 @@ fn require(
     if holds {
         return Ok(());
     }
-    Err(Problem { field, problem: problem(), remedy: remedy.into() })
+    Err(Problem { field, with: None, problem: problem(), remedy: remedy.into() })
+}
+
+/// Of a check of two fields: the other one.
+fn with(other: &'static str, check: Check) -> Check {
+    check.map_err(|problem| Problem { with: Some(other), ..problem })
 }
 
 /// A finite number above 0.
 fn positive(field: &'static str, value: f64, usual: &str) -> Check {
+    let problem = || match value {
+        f64::INFINITY => "inf is not finite".to_string(),
+        _ => format!("{value} is not above 0"),
+    };
     let holds = value.is_finite() && value > 0.0;
-    require(holds, field, || format!("{value} is not above 0"), format!("{usual} is usual"))
+    require(holds, field, problem, format!("{usual} is usual"))
 }
 
 /// As [`positive`], where there is a value.
@@ -56,6 +67,9 @@ pub(super) fn check(settings: &Settings) -> Check {
     check_model(&settings.model, &settings.data)?;
     check_steps(&settings.train)?;
     check_optimizer(&settings.train)?;
+    if let Some((field, problem, remedy)) = settings.augment.wrong() {
+        return require(false, field, || problem, remedy);
+    }
     check_device(&settings.device)
 }
 
@@ -86,12 +100,20 @@ fn check_data(data: &DataSettings) -> Check {
     share("data.val_fraction", data.val_fraction, "0.15")?;
     share("data.test_fraction", data.test_fraction, "0.15")?;
     let held_out = data.val_fraction + data.test_fraction;
-    require(
+    let leaves_some = require(
         held_out < 1.0,
         "data.test_fraction",
         || format!("val_fraction + test_fraction = {held_out} leaves no subject to train on"),
         "make them sum to less than 1; 0.15 each is usual",
-    )?;
+    );
+    with("data.val_fraction", leaves_some)?;
+    let scores_some = require(
+        held_out > 0.0 || data.folds > 0,
+        "data.test_fraction",
+        || "val_fraction + test_fraction = 0 leaves no subject to score".to_string(),
+        "give a test_fraction above 0; 0.15 is usual",
+    );
+    with("data.val_fraction", scores_some)?;
     require(
         data.folds != 1,
         "data.folds",
@@ -108,20 +130,22 @@ fn check_filters(data: &DataSettings) -> Check {
         positive("data.notch_hz", hz, "50.0 or 60.0")?;
     }
     if let (Some(low), Some(high)) = (data.low_hz, data.high_hz) {
-        require(
+        let has_width = require(
             low < high,
             "data.high_hz",
             || format!("the band from low_hz {low} to high_hz {high} is empty"),
-            "give a high_hz above low_hz",
-        )?;
+            "give a low_hz below high_hz; 0.5 and 45.0 are usual",
+        );
+        with("data.low_hz", has_width)?;
     }
     if let (Some(high), Some(rate)) = (data.high_hz, data.resample_hz) {
-        require(
+        let is_below_half = require(
             high < rate / 2.0,
             "data.high_hz",
-            || format!("{high} Hz cannot be represented at resample_hz {rate}"),
+            || format!("high_hz {high} cannot be represented at resample_hz {rate}"),
             format!("give a high_hz below {}, or a higher resample_hz", rate / 2.0),
-        )?;
+        );
+        with("data.resample_hz", is_below_half)?;
     }
     Ok(())
 }
@@ -137,18 +161,24 @@ fn check_model(model: &ModelSettings, data: &DataSettings) -> Check {
     at_least_one("model.shallow_pool_stride", model.shallow_pool_stride, "15")?;
     share("model.dropout", model.dropout, "0.1")?;
     let (width, heads) = (model.d_model, model.n_heads);
-    require(
+    let divides = require(
         width.is_multiple_of(heads),
         "model.d_model",
-        || format!("{width} is not divisible by n_heads {heads}"),
-        format!("give a multiple of {heads}, such as {}", width.div_ceil(heads) * heads),
-    )?;
-    require(
+        || format!("d_model {width} is not divisible by n_heads {heads}"),
+        format!(
+            "give a d_model that is a multiple of {heads}, such as {}, or an n_heads such as {}",
+            width.div_ceil(heads).saturating_mul(heads),
+            largest_divisor(width, heads)
+        ),
+    );
+    with("model.n_heads", divides)?;
+    let is_narrow = require(
         width / heads <= 128,
         "model.n_heads",
-        || format!("each of {heads} heads would be {} wide, the limit is 128", width / heads),
+        || format!("each of n_heads {heads} would be {} wide, the limit is 128", width / heads),
         format!("give at least {} heads that divide d_model {width}", width.div_ceil(128)),
-    )?;
+    );
+    with("model.d_model", is_narrow)?;
     check_window(model, data)
 }
 
@@ -156,13 +186,20 @@ fn check_model(model: &ModelSettings, data: &DataSettings) -> Check {
 fn check_window(model: &ModelSettings, data: &DataSettings) -> Check {
     let Some(rate) = data.resample_hz else { return Ok(()) };
     let samples = (data.window_s * rate).round() as usize;
-    match model.name {
+    let has_samples = require(
+        samples > 0,
+        "data.window_s",
+        || format!("a window_s of {} has no sample at resample_hz {rate}", data.window_s),
+        "give a longer window_s; 2.0 is usual",
+    );
+    with("data.resample_hz", has_samples)?;
+    let fits = match model.name {
         ModelName::EegFormer => require(
-            samples > 0 && samples.is_multiple_of(model.patch),
+            samples.is_multiple_of(model.patch),
             "model.patch",
             || {
                 format!(
-                    "{} does not divide a window of {samples} samples ({} s at {rate} Hz)",
+                    "patch {} does not divide a window of {samples} samples ({} s at {rate} Hz)",
                     model.patch, data.window_s
                 )
             },
@@ -185,7 +222,8 @@ fn check_window(model: &ModelSettings, data: &DataSettings) -> Check {
                 "give a longer data.window_s, or a shorter shallow_kernel or shallow_pool",
             )
         }
-    }
+    };
+    with("data.window_s", fits)
 }
 
 fn largest_divisor(of: usize, at_most: usize) -> usize {
@@ -257,12 +295,15 @@ fn check_steps(train: &TrainSettings) -> Check {
 fn check_warmup(train: &TrainSettings) -> Check {
     match (train.warmup, train.max_steps) {
         (Warmup::Fraction(part), _) => share("train.warmup", part, "0.05"),
-        (Warmup::Steps(steps), Some(total)) => require(
-            steps < total,
-            "train.warmup",
-            || format!("{steps} steps of warm-up never end in a run of max_steps {total}"),
-            format!("give fewer than {total} steps, or a share such as 0.05"),
-        ),
+        (Warmup::Steps(steps), Some(total)) => {
+            let ends = require(
+                steps < total,
+                "train.warmup",
+                || format!("{steps} steps of warm-up never end in a run of max_steps {total}"),
+                format!("give a warmup of fewer than {total} steps, or a share such as 0.05"),
+            );
+            with("train.max_steps", ends)
+        }
         (Warmup::Steps(_), None) => Ok(()),
     }
 }
@@ -270,12 +311,13 @@ fn check_warmup(train: &TrainSettings) -> Check {
 fn check_optimizer(train: &TrainSettings) -> Check {
     positive("train.lr", train.lr, "0.001")?;
     positive_if("train.head_lr", train.head_lr, "0.001")?;
-    require(
+    let is_lower = require(
         (0.0..=train.lr).contains(&train.min_lr),
         "train.min_lr",
-        || format!("{} is not between 0 and lr {}", train.min_lr, train.lr),
-        "give a learning rate at or below train.lr; 0 is allowed",
-    )?;
+        || format!("min_lr {} is not between 0 and lr {}", train.min_lr, train.lr),
+        "give a min_lr at or below train.lr; 0 is allowed",
+    );
+    with("train.lr", is_lower)?;
     let decay = train.weight_decay;
     require(
         decay.is_finite() && decay >= 0.0,

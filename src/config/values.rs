@@ -290,10 +290,10 @@ impl Kind for f64 {
     const KIND: &'static str = "a number";
 }
 impl Kind for u64 {
-    const KIND: &'static str = "a whole number";
+    const KIND: &'static str = "a whole number above 0";
 }
 impl Kind for usize {
-    const KIND: &'static str = "a whole number";
+    const KIND: &'static str = "a whole number above 0";
 }
 impl Kind for String {
     const KIND: &'static str = "a text";

@@ -3,6 +3,7 @@
 //! # Layout
 //! `format/` one file per file format -> [`recording`] -> `bids` (a whole dataset) ->
 //! `filter`, `resample`, `preprocess` -> `window` -> `cache` -> `split`, `sampler`, `augment`.
+//! `montage` where electrodes sit, `names` what channels are called.
 //! `synth/` writes generated datasets that walk the same way.
 
 pub mod augment;
@@ -11,6 +12,7 @@ pub mod cache;
 pub mod filter;
 pub mod format;
 pub mod montage;
+pub mod names;
 pub mod prepare;
 pub mod preprocess;
 pub mod recording;

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::Recording;
 use super::cache::{Cache, Entry, Index, Partial, Skipped, TILE, VERSION, Writer};
-use super::cache::{encode, remove_abandoned};
+use super::cache::{encode, refused, remove_abandoned};
 use super::preprocess::{BadChannels, Positions, Processed, Settings, preprocess};
 use crate::{Error, Result};
 
@@ -113,14 +113,14 @@ pub fn prepare(
         };
         progress(Progress::Rebuilding { path: &target, reason: &reason });
     }
-    fs::create_dir_all(dir).map_err(Error::io(dir, "create the folder"))?;
+    fs::create_dir_all(dir).map_err(refused(dir, "make the folder of"))?;
     remove_abandoned(dir);
     let (partial, file) = Partial::create(&target)?;
     let job = Job { sources, read, settings, positions, progress, cancel, done: 0.into() };
     let written = Writer::new(file).map_err(Failed::Write).and_then(|writer| job.run(writer, key));
     let file = match written {
         Ok(file) => file,
-        Err(Failed::Write(source)) => return Err(Error::io(partial.path(), "write")(source)),
+        Err(Failed::Write(source)) => return Err(refused(partial.path(), "write")(source)),
         Err(Failed::Other(error)) => return Err(error),
     };
     partial.keep(&file, &target)?;
@@ -330,7 +330,7 @@ impl Collected {
         Error::input(
             "data",
             format!("none of {} recordings can be used{first}", job.sources.len()),
-            "check the folder and the task, and that the signals were downloaded",
+            "check the folder, the task and the names of channels, and that the signals were downloaded",
         )
     }
 }

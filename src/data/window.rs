@@ -1,8 +1,11 @@
 //! Windows: the stretches of recordings that a model sees, by time or around events.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::Annotation;
+use super::names::few;
 use crate::{Error, Result};
 
 /// How recordings are cut.
@@ -78,14 +81,14 @@ impl Windowing {
     pub fn length(&self, sample_rate: f64) -> Result<usize> {
         let (field, seconds) = match self {
             Self::Sliding { length_s, stride_s } => {
-                at_least_one_sample("windows.stride_s", *stride_s, sample_rate)?;
-                ("windows.length_s", *length_s)
+                at_least_one_sample("data.stride_s", *stride_s, sample_rate)?;
+                ("data.window_s", *length_s)
             }
             Self::Events { texts, .. } if texts.is_empty() => {
                 let remedy = "list the annotation texts to cut around";
-                return Err(Error::input("windows.texts", "is empty", remedy));
+                return Err(Error::input("data.events", "is empty", remedy));
             }
-            Self::Events { tmin_s, tmax_s, .. } => ("windows.tmax_s", tmax_s - tmin_s),
+            Self::Events { tmin_s, tmax_s, .. } => ("data.window_s", tmax_s - tmin_s),
         };
         at_least_one_sample(field, seconds, sample_rate)?;
         Ok((seconds * sample_rate).round() as usize)
@@ -121,7 +124,11 @@ impl Windowing {
             }
         }
         if all.windows.is_empty() {
-            return Err(nothing_left(recordings, &all, sample_rate));
+            let texts = match self {
+                Self::Sliding { .. } => None,
+                Self::Events { texts, .. } => Some(texts.as_slice()),
+            };
+            return Err(nothing_left(texts, recordings, &all, sample_rate));
         }
         Ok(all)
     }
@@ -182,7 +189,23 @@ fn why_none(extent: &Extent<'_>, length: usize, rate: f64, found: usize) -> Stri
     }
 }
 
-fn nothing_left(recordings: &[Extent<'_>], all: &Windows, rate: f64) -> Error {
+fn nothing_left(
+    texts: Option<&[String]>,
+    recordings: &[Extent<'_>],
+    all: &Windows,
+    rate: f64,
+) -> Error {
+    if let Some(texts) = texts.filter(|_| all.dropped == 0) {
+        let known = recordings.iter().flat_map(|extent| extent.annotations);
+        let known: BTreeSet<&str> = known.map(|a| a.text.trim()).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        let problem = format!("no event is called {}", texts.join(" or "));
+        let remedy = match known.is_empty() {
+            true => "leave data.events out: the recordings have no events".to_string(),
+            false => format!("the recordings have {}", few(&known)),
+        };
+        return Error::input("data.events", problem, remedy);
+    }
     let longest = recordings.iter().max_by_key(|extent| extent.n_samples);
     let longest = longest.map_or_else(
         || "there is no recording".to_owned(),
@@ -192,9 +215,9 @@ fn nothing_left(recordings: &[Extent<'_>], all: &Windows, rate: f64) -> Error {
         format!("; {}: {why}", recordings.get(*i).map_or("the first", |e| e.name))
     });
     Error::input(
-        "windows",
+        "data.window_s",
         format!("no window of {} s anywhere: {longest}{reason}", all.length as f64 / rate),
-        "choose a shorter window, or other annotation texts",
+        "choose a shorter data.window_s, or other data.events or data.event_offset_s",
     )
 }
 

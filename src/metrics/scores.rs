@@ -129,6 +129,9 @@ pub struct Score {
     /// Too few subjects, or too few of a class, for a verdict.
     #[serde(default)]
     pub too_few: bool,
+    /// Of too few subjects all resamples agree, as where all are predicted as one class.
+    #[serde(default)]
+    pub is_same: bool,
 }
 
 impl Score {
@@ -157,20 +160,25 @@ impl Score {
             (Verdict::DoesNotBeat, false) => return format!("does not beat the {baseline}"),
             (Verdict::Worse, false) => return format!("worse than the {baseline}"),
             (Verdict::TooFew, _) => "too few subjects to tell",
+            // One that was left out for being a point, see `score`.
+            (Verdict::Unknown, _) if self.is_same => {
+                "no interval: the few subjects give the same score however they are drawn"
+            }
             (Verdict::Unknown, _) => "no interval: too few subjects, or too few of a class",
         };
         text.to_string()
     }
 
     /// Decimals that show two digits of the interval's half-width (of the value where there is no
-    /// interval), at most 3.
+    /// interval), at most 3; at least 2 of what has no unit and is read against 1.
     pub fn decimals(&self) -> usize {
         let width = match (self.interval, self.value) {
             (Some(i), _) if i.high > i.low => (i.high - i.low) / 2.0,
             (_, Some(value)) if value != 0.0 => value.abs() / 10.0,
             _ => 0.01,
         };
-        (1.0 - width.log10().floor()).clamp(0.0, 3.0) as usize
+        let least = if matches!(self.metric, Metric::Mae | Metric::Rmse) { 0.0 } else { 2.0 };
+        (1.0 - width.log10().floor()).clamp(least, 3.0) as usize
     }
 }
 
@@ -223,16 +231,17 @@ pub fn score(
     let honest = |i: Option<Interval>| i.filter(|i| !too_few || i.low < i.high);
     let scores = model.metrics().iter().enumerate().map(|(m, &metric)| {
         let pairs = || resamples.iter().map(|(model, reference)| (model[m], reference[m]));
+        let better =
+            bootstrap.interval(pairs().map(|(value, base)| improvement(metric, value, base)));
         Score {
             metric,
             value: values[m],
             interval: honest(bootstrap.interval(pairs().map(|(value, _)| value))),
             baseline: baselines[m],
             improvement: improvement(metric, values[m], baselines[m]),
-            improvement_interval: honest(
-                bootstrap.interval(pairs().map(|(value, base)| improvement(metric, value, base))),
-            ),
+            improvement_interval: honest(better),
             too_few,
+            is_same: better.is_some() && honest(better).is_none(),
         }
     });
     Ok(Scores {

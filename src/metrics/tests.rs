@@ -265,6 +265,22 @@ fn verdicts_tell_noise_from_signal() {
     assert_eq!(serde_json::from_str::<Scores>(&json).unwrap().table(), good.table());
 }
 
+/// An R² whose interval reaches far below zero is still read against 1.
+#[test]
+fn wide_intervals_leave_two_decimals_of_what_has_no_unit() {
+    let truth: Vec<f64> = (0..12).map(|i| 10.0 + f64::from(i % 3)).collect();
+    let predicted = (0..12).map(|i| 10.0 + f64::from(i * i % 7) * 5.0).collect();
+    let p = Predictions::regression((0..12).collect(), truth.clone(), predicted).unwrap();
+    let baseline = Baseline::mean(&truth).unwrap();
+    let scores = score(&task_of(&p), Level::Subject, &p, &baseline, &Bootstrap::default()).unwrap();
+    let r2 = scores.get(Metric::R2).unwrap();
+    let interval = r2.interval.unwrap();
+    assert!(interval.high - interval.low > 20.0, "{interval:?}");
+    assert_eq!((r2.decimals(), scores.get(Metric::Mae).unwrap().decimals()), (2, 1));
+    let shown = format!("[{:.2}, {:.2}]", interval.low, interval.high);
+    assert!(scores.table().contains(&shown), "{}", scores.table());
+}
+
 #[test]
 fn degenerate_input_has_no_score_and_prints_no_nan() {
     let settings = Bootstrap { resamples: 50, ..Bootstrap::default() };
@@ -322,6 +338,13 @@ fn a_handful_of_subjects_of_two_classes_has_intervals() {
         let score = right.get(metric).unwrap();
         assert_eq!((score.value, score.interval), (Some(1.0), None), "{metric:?}");
         assert_eq!(score.verdict(), Verdict::Unknown);
+    }
+    // So it is where all are taken for one class: not for want of subjects of the other.
+    let one_class = score_of(&truth, &[0.1, 0.2, 0.3, 0.1, 0.3, 0.2]);
+    for scores in [&right, &one_class] {
+        let table = scores.table();
+        let line = table.lines().find(|line| line.starts_with("balanced accuracy"));
+        assert!(line.is_some_and(|line| line.contains("give the same score")), "{table}");
     }
     assert!(mixed.method().contains("class by class"));
     // Six errors of one year, where the mean's are of several: better, but of how many?

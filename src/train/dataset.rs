@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::{self, DataSettings, Notch, Settings};
 use crate::console::Console;
 use crate::data::bids;
-use crate::data::cache::{Cache, CachedRecording};
+use crate::data::cache::{self, Cache, CachedRecording};
 use crate::data::montage;
 use crate::data::prepare::{Progress, Source, prepare};
 use crate::data::preprocess;
@@ -76,6 +76,11 @@ impl Dataset {
             .unzip()
     }
 
+    /// How many recordings windows are cut from.
+    pub fn n_recordings(&self) -> usize {
+        recordings_of(&self.windows)
+    }
+
     /// Channels of a window.
     pub fn channels(&self) -> &[String] {
         self.prepared.cache.channels()
@@ -105,7 +110,7 @@ fn folder(settings: &DataSettings, console: &Console, cancel: &AtomicBool) -> Re
     let dir = cache_root(settings).join(name);
     if !dir.join("dataset_description.json").exists() {
         console.say(&format!("generating EEG of {} subjects in {}", DEMO.subjects, dir.display()));
-        std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder"))?;
+        std::fs::create_dir_all(&dir).map_err(cache::refused(&dir, "make the folder of"))?;
     }
     let summary = synth::write(&DEMO, &dir, &|_, _| {}, cancel)?;
     if !summary.is_complete {
@@ -256,8 +261,9 @@ pub fn open(settings: &Settings, console: &Console, cancel: &AtomicBool) -> Resu
         let path = recordings[*recording].path.display().to_string();
         prepared.skipped.push(Skipped { path, reason: why.clone() });
     }
-    for (recording, label) in recordings.iter().zip(&target.labels) {
-        if label.is_none() {
+    for (i, (recording, label)) in recordings.iter().zip(&target.labels).enumerate() {
+        // One that gives no window is skipped already.
+        if label.is_none() && cut.skipped.iter().all(|(skipped, _)| *skipped != i) {
             let reason = format!("{} is n/a for {}", target.name(), recording.subject);
             let path = recording.path.display().to_string();
             prepared.skipped.push(Skipped { path, reason });
@@ -272,6 +278,11 @@ pub fn open(settings: &Settings, console: &Console, cancel: &AtomicBool) -> Resu
     }
     summarise(&prepared, &windows, cut.length, &target, console);
     Ok(Dataset { length: cut.length, windows, target, prepared })
+}
+
+/// How many recordings these windows, in the order of recordings, are of.
+fn recordings_of(windows: &[Window]) -> usize {
+    windows.chunk_by(|a, b| a.recording == b.recording).count()
 }
 
 /// Says what there is and what was left out.
@@ -290,7 +301,7 @@ fn summarise(
     console.say(&format!(
         "{}: {} recordings{skipped}, {} windows of {} channels x {length} samples at {} Hz, target {}",
         prepared.name,
-        cache.recordings().len(),
+        recordings_of(windows),
         windows.len(),
         cache.channels().len(),
         cache.sample_rate(),

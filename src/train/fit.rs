@@ -25,7 +25,7 @@ use super::validation::thinned;
 use crate::backend::Backend;
 use crate::config::Settings;
 use crate::console::{Console, Progress as Progressing};
-use crate::data::augment::{self, Augment};
+use crate::data::augment::Augment;
 use crate::data::montage;
 use crate::data::sampler::{Balance, Sampler};
 use crate::data::split::{Part as SplitPart, Split};
@@ -189,33 +189,48 @@ impl<'a> Fit<'a> {
         EarlyStop::new(Better::Lower, t.patience, t.min_delta)
     }
 
-    /// Trains from the start, or from where the folder's last checkpoint stands.
+    /// Where the training begins: at the start, or where the folder's last checkpoint stands, whose state is
+    /// taken then.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a checkpoint of another model, or past the end that the settings give.
+    pub fn begin(&self, resume: bool) -> Result<Progress> {
+        let last = self.paths.last();
+        if !resume || !last.exists() {
+            self.start_from_init()?;
+            return Ok(Progress {
+                step: 0,
+                epoch: 0,
+                step_in_epoch: 0,
+                loss_sum: 0.0,
+                early_stop: self.first_progress(),
+                finished: false,
+                batch: self.step.spec().batch,
+                scale: LossScale::new(self.step.params().compute_type()),
+            });
+        }
+        let loaded = Loaded::open(&last)?;
+        let progress = loaded.progress()?;
+        loaded.resume(&self.step)?;
+        let (step, total) = (progress.step, self.schedule.total());
+        if !progress.finished && step > total {
+            let problem = format!("stands after step {step}, its settings end it at {total}");
+            let remedy = "give --epochs or --max-steps that end the run later";
+            return Err(Error::input(last.display(), problem, remedy));
+        }
+        let stands = match progress.finished {
+            true => format!("finished at step {step}, and is only scored again"),
+            false => format!("going on after step {step}"),
+        };
+        self.console.say(&format!("{}: {stands}", self.label));
+        Ok(progress)
+    }
+
+    /// Trains to the end.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the training diverges; files that cannot be written; the device's.
-    pub fn run(&mut self, resume: bool) -> Result<Ended> {
-        let last = self.paths.last();
-        let mut progress = Progress {
-            step: 0,
-            epoch: 0,
-            step_in_epoch: 0,
-            loss_sum: 0.0,
-            early_stop: self.first_progress(),
-            finished: false,
-            batch: self.step.spec().batch,
-            scale: LossScale::new(self.step.params().compute_type()),
-        };
-        if resume && last.exists() {
-            let loaded = Loaded::open(&last)?;
-            progress = loaded.progress()?;
-            loaded.resume(&self.step)?;
-            if !progress.finished {
-                let at = format!("{}: going on after step {}", self.label, progress.step);
-                self.console.say(&at);
-            }
-        } else {
-            self.start_from_init()?;
-        }
+    pub fn run(&mut self, mut progress: Progress) -> Result<Ended> {
         if progress.finished {
             return Ok(Ended::Finished);
         }
@@ -568,13 +583,9 @@ fn resident(
 }
 
 fn augmentation(settings: &Settings, data: &Dataset) -> Result<Augment> {
-    let table = toml::Value::Table(settings.augment.clone());
-    let chosen: augment::Settings = table.try_into().map_err(|error: toml::de::Error| {
-        let remedy = "see the section [augment] of the documentation";
-        Error::input("augment", error.message(), remedy)
-    })?;
     let region = |name: &String| montage::region(name).map(|region| region as u32);
     let regions: Vec<Option<u32>> = data.channels().iter().map(region).collect();
     let rate = data.prepared.cache.sample_rate();
+    let chosen = settings.augment.clone();
     Augment::new(chosen, data.channels().len(), data.length, rate, &regions)
 }

@@ -14,7 +14,7 @@ use super::target::Target;
 use crate::backend::{Backend, MemoryUse};
 use crate::config::{self, Settings};
 use crate::data::prepare::Progress;
-use crate::data::{Recording, bids, montage, prepare, preprocess};
+use crate::data::{ChannelKind, Recording, bids, montage, names, prepare, preprocess};
 use crate::ops::loss::Pointwise;
 use crate::optim::Rule;
 use crate::{DType, Error, Result};
@@ -129,17 +129,22 @@ fn plan(backend: &Arc<dyn Backend>, spec: &mut StepSpec, free: bool) -> Result<M
 /// The checkpoint a word ("best", "last") or path names. A cross-validation keeps one for each fold.
 ///
 /// # Errors
-/// [`Error::Input`] for a word where the run is a cross-validation.
+/// [`Error::Input`] for a word where the run is a cross-validation, and where there is no such file.
 pub fn checkpoint(paths: &RunPaths, name: &Path) -> Result<PathBuf> {
     let path = match name.to_str() {
         Some("best") => paths.best(),
         Some("last") => paths.last(),
-        _ => return Ok(name.to_path_buf()),
+        _ => name.to_path_buf(),
     };
-    if !path.exists() && paths.fold(1).root().is_dir() {
+    if path != name && !path.exists() && paths.fold(1).root().is_dir() {
         let problem = "is a cross-validation: each fold has a model of its own";
         let remedy = format!("name one, as in --checkpoint {}", paths.fold(1).best().display());
         return Err(Error::input(paths.root().display(), problem, remedy));
+    }
+    if !path.exists() {
+        let remedy = "give best, last, or a file such as RUN/checkpoints/best.safetensors; a run has \
+                      them once an epoch is done";
+        return Err(Error::input(path.display(), "there is no such checkpoint", remedy));
     }
     Ok(path)
 }
@@ -179,6 +184,13 @@ fn single(
     let source = prepare::Source { subject, path: path.into(), ..prepare::Source::default() };
     // A file that cannot be read is reported as such, not as one of many that were skipped.
     let recording = Recording::open(path)?;
+    let eeg = recording.channels.iter().filter(|channel| channel.kind == ChannelKind::Eeg);
+    let eeg: Vec<&str> = eeg.map(|channel| channel.name.as_str()).collect();
+    if let Some(lacking) = names::lacking(&about.channels, &eeg) {
+        let problem = format!("has no EEG channel {lacking}, which the model takes");
+        let remedy = "give a recording with the channels the model was trained on, named alike";
+        return Err(Error::input(path.display(), problem, remedy));
+    }
     let position = |name: &str| montage::position(name);
     let positions: preprocess::Positions<'_> = &position;
     let cache = prepare::prepare(

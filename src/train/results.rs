@@ -9,8 +9,8 @@ use super::dataset::Dataset;
 use super::state::About;
 use super::step::Step;
 use super::validation::{outputs, probabilities};
-use crate::data::montage;
 use crate::data::window::Window;
+use crate::data::{montage, names};
 use crate::metrics::{Baseline, Bootstrap, Level, Outputs, Predictions, Scores, Task, score};
 use crate::model::ModelConfig;
 use crate::report::{ChannelMap, ChannelValue, SpectralGain};
@@ -333,21 +333,33 @@ pub fn auroc(predictions: &Predictions) -> Option<f64> {
     }
 }
 
+/// How the channels of data differ from those that a model takes; None where they do not.
+fn other_channels(takes: &[String], have: &[String]) -> Option<String> {
+    let words = |names: &[String], of: &[String]| {
+        names::lacking(names, &of.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let differ = match (words(takes, have), words(have, takes)) {
+        (Some(lacking), Some(more)) => format!("the data lack {lacking}, and have {more}"),
+        (Some(lacking), None) => format!("the data lack {lacking}"),
+        (None, Some(more)) => format!("the data also have {more}"),
+        (None, None) => {
+            let (ours, theirs) = takes.iter().zip(have).find(|(ours, theirs)| ours != theirs)?;
+            format!("the data have them in another order, {theirs} where it takes {ours}")
+        }
+    };
+    Some(format!("takes {} channels: {differ}", takes.len()))
+}
+
 /// Refuses a model whose windows are not the dataset's.
 ///
 /// # Errors
 /// [`Error::Input`] naming the first difference.
 pub fn check_windows(about: &About, data: &Dataset, checkpoint: &Path) -> Result<()> {
-    let (n_channels, window, _) = about.model.extents();
+    let (_, window, _) = about.model.extents();
     let place = checkpoint.display();
-    if data.channels() != about.channels {
-        let problem = format!(
-            "takes {n_channels} channels ({} ...), the data have {} ({} ...)",
-            about.channels.first().map_or("", String::as_str),
-            data.channels().len(),
-            data.channels().first().map_or("", String::as_str),
-        );
-        let remedy = "give data with the channels the model was trained on";
+    if let Some(problem) = other_channels(&about.channels, data.channels()) {
+        let remedy =
+            "give data with the channels the model was trained on, named and ordered alike";
         return Err(Error::input(place, problem, remedy));
     }
     if data.length != window {
@@ -355,4 +367,25 @@ pub fn check_windows(about: &About, data: &Dataset, checkpoint: &Path) -> Result
         return Err(Error::input(place, problem, "use the settings of the model's run"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::other_channels;
+
+    #[test]
+    fn other_channels_are_named() {
+        let owned = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+        let words = |takes: &str, have: &str| other_channels(&owned(takes), &owned(have));
+        assert_eq!(words("Fz Cz", "Fz Cz"), None);
+        for (takes, have, parts) in [
+            ("Fz Cz Pz", "Fz Cz Oz", &["takes 3 channels", "lack Pz,", "have Oz"][..]),
+            ("Fz Cz", "FZ Cz", &["lack Fz (there is FZ: upper and lower case count)"]),
+            ("Fz Cz", "Fz Cz Oz", &["also have Oz"]),
+            ("Fz Cz Pz", "Fz Pz Cz", &["another order, Pz where it takes Cz"]),
+        ] {
+            let text = words(takes, have).expect("different");
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
 }

@@ -172,7 +172,14 @@ impl RunDir {
     /// # Errors
     /// [`Error::Input`] where there is no run, another process holds it, or it cannot be written.
     pub fn resume(dir: &Path) -> Result<Self> {
-        Self::hold(Self::open(dir)?)
+        let paths = Self::open(dir)?;
+        let lock = paths.root().join(LOCK);
+        let opened = OpenOptions::new().write(true).create(true).truncate(false).open(lock);
+        opened.map_err(|error| {
+            let remedy = "make it writable for this user, or go on with a copy that is";
+            Error::input(dir.display(), format!("the run cannot be written to: {error}"), remedy)
+        })?;
+        Self::hold(paths)
     }
 
     /// The paths of an earlier run, to read them.

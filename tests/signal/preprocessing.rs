@@ -168,6 +168,25 @@ fn references_subtract_what_they_say() {
 }
 
 #[test]
+fn channels_come_in_the_order_of_the_settings_and_a_missing_one_is_named() {
+    let raw = recording(6, 4000, 200.0, 9);
+    let only = |names: &[&str]| Settings {
+        channels: names.iter().map(|name| name.to_string()).collect(),
+        ..Settings::default()
+    };
+    let done = preprocess(raw.clone(), &only(&["E5", "E1", "E3"]), None).unwrap();
+    assert_eq!(done.channels, ["E5", "E1", "E3"]);
+    let all = preprocess(raw.clone(), &Settings::default(), None).unwrap();
+    // Of another reference, but of the same channel.
+    let at = |name| robust(row(&all, name)).1 / robust(row(&done, name)).1;
+    assert!(["E5", "E1", "E3"].iter().all(|name| (0.5..2.0).contains(&at(name))));
+    let message = refusal(raw, &only(&["e5", "E1", "X1"]));
+    for part in ["has no channel e5, X1 (there is E5: upper", "of data.channels", "remedy"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
 fn a_step_at_a_boundary_does_not_ring() {
     let smooth = recording(6, 4000, 200.0, 9);
     let mut raw = smooth.clone();

@@ -80,45 +80,49 @@ impl Settings {
     /// Checks every field.
     ///
     /// # Errors
-    /// The first field out of its range, by name.
+    /// [`Error::Input`] naming the first field out of its range.
     pub fn check(&self) -> Result<()> {
+        self.wrong()
+            .map_or(Ok(()), |(field, problem, remedy)| Err(Error::input(field, problem, remedy)))
+    }
+
+    /// The first field out of its range, dotted, what is wrong with it, and what helps.
+    pub(crate) fn wrong(&self) -> Option<(&'static str, String, String)> {
         let shares = [
-            ("time_shift", self.time_shift),
-            ("time_reversal", self.time_reversal),
-            ("sign_flip", self.sign_flip),
-            ("amplitude_scale", self.amplitude_scale),
-            ("fourier_surrogate", self.fourier_surrogate),
-            ("fourier_surrogate_strength", self.fourier_surrogate_strength),
-            ("band_stop", self.band_stop),
-            ("channel_shuffle", self.channel_shuffle),
-            ("channel_dropout", self.channel_dropout),
-            ("channel_dropout_share", self.channel_dropout_share),
-            ("time_masking", self.time_masking),
-            ("gaussian_noise", self.gaussian_noise),
-            ("mixup", self.mixup),
+            ("augment.time_shift", self.time_shift),
+            ("augment.time_reversal", self.time_reversal),
+            ("augment.sign_flip", self.sign_flip),
+            ("augment.amplitude_scale", self.amplitude_scale),
+            ("augment.fourier_surrogate", self.fourier_surrogate),
+            ("augment.fourier_surrogate_strength", self.fourier_surrogate_strength),
+            ("augment.band_stop", self.band_stop),
+            ("augment.channel_shuffle", self.channel_shuffle),
+            ("augment.channel_dropout", self.channel_dropout),
+            ("augment.channel_dropout_share", self.channel_dropout_share),
+            ("augment.time_masking", self.time_masking),
+            ("augment.gaussian_noise", self.gaussian_noise),
+            ("augment.mixup", self.mixup),
         ];
         for (field, value) in shares {
             if !(0.0..=1.0).contains(&value) {
-                return refuse(field, value, "give a probability or share from 0 to 1");
+                let remedy = "give a probability or share from 0 to 1";
+                return Some((field, format!("{value} is out of range"), remedy.to_string()));
             }
         }
         let sizes = [
-            ("time_shift_s", self.time_shift_s, 0.0),
-            ("amplitude_scale_max", self.amplitude_scale_max, 1.0),
-            ("band_stop_hz", self.band_stop_hz, 0.0),
-            ("time_masking_s", self.time_masking_s, 0.0),
-            ("gaussian_noise_std", self.gaussian_noise_std, 0.0),
-            ("mixup_alpha", self.mixup_alpha, 1e-3),
+            ("augment.time_shift_s", self.time_shift_s, 0.0),
+            ("augment.amplitude_scale_max", self.amplitude_scale_max, 1.0),
+            ("augment.band_stop_hz", self.band_stop_hz, 0.0),
+            ("augment.time_masking_s", self.time_masking_s, 0.0),
+            ("augment.gaussian_noise_std", self.gaussian_noise_std, 0.0),
+            ("augment.mixup_alpha", self.mixup_alpha, 1e-3),
         ];
         for (field, value, least) in sizes {
             if !(value >= least && value.is_finite()) {
-                return refuse(field, value, &format!("give a number of at least {least}"));
+                let remedy = format!("give a number of at least {least}");
+                return Some((field, format!("{value} is out of range"), remedy));
             }
         }
-        Ok(())
+        None
     }
-}
-
-fn refuse(field: &str, value: f64, remedy: &str) -> Result<()> {
-    Err(Error::input(format!("augment.{field}"), format!("{value} is out of range"), remedy))
 }

@@ -29,6 +29,19 @@ pub(super) struct Found {
     pub skipped: Vec<Skipped>,
 }
 
+impl Found {
+    /// What a folder holds; None, and a word about it, where it cannot be listed.
+    fn listed<T>(&mut self, folder: &Path, contents: Result<T>) -> Option<T> {
+        let why = match contents {
+            Ok(contents) => return Some(contents),
+            Err(Error::Io { action, source, .. }) => format!("cannot {action} it: {source}"),
+            Err(other) => other.to_string(),
+        };
+        self.skipped.push(Skipped { path: folder.to_path_buf(), why });
+        None
+    }
+}
+
 /// Whether a reason means that the signal can be fetched.
 pub(super) fn never_downloaded(why: &str) -> bool {
     why.contains("never downloaded")
@@ -56,26 +69,11 @@ pub(super) fn walk(root: &Path, participants: &Participants) -> Result<Found> {
     for folder in folders(root, "sub-")? {
         let subject = file_name(&folder);
         found.subjects.push(subject.clone());
-        let mut skip = |path: &Path, why: &str| {
-            found.skipped.push(Skipped { path: path.to_path_buf(), why: why.to_string() });
-        };
         if !participants.contains(&subject) {
-            skip(&folder, NOT_LISTED);
+            found.skipped.push(Skipped { path: folder, why: NOT_LISTED.to_string() });
             continue;
         }
-        let upper = sidecars(&folder)?;
-        let mut places = vec![(folder.join("eeg"), Vec::new())];
-        for session in folders(&folder, "ses-")? {
-            places.push((session.join("eeg"), sidecars(&session)?));
-        }
-        places.retain(|(eeg, _)| eeg.is_dir());
-        if places.is_empty() {
-            skip(&folder, NO_EEG);
-        }
-        for (eeg, session) in &places {
-            let levels = [top.as_slice(), &upper, session];
-            visit(eeg, &subject, &levels, participants, &mut found)?;
-        }
+        visit_subject(&folder, &subject, &top, participants, &mut found);
     }
     let run = |entry: &Entry| {
         let run = entry.run.clone().unwrap_or_default();
@@ -86,6 +84,33 @@ pub(super) fn walk(root: &Path, participants: &Participants) -> Result<Found> {
     });
     found.skipped.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
+}
+
+/// All eeg folders of one subject, `top` the sidecars of the dataset's folder. One that cannot be listed is
+/// no reason to do without the others.
+fn visit_subject(
+    folder: &Path,
+    subject: &str,
+    top: &[Item],
+    participants: &Participants,
+    found: &mut Found,
+) {
+    let before = found.skipped.len();
+    let Some(upper) = found.listed(folder, sidecars(folder)) else { return };
+    let mut places = vec![(folder.join("eeg"), Vec::new())];
+    for session in found.listed(folder, folders(folder, "ses-")).unwrap_or_default() {
+        if let Some(items) = found.listed(&session, sidecars(&session)) {
+            places.push((session.join("eeg"), items));
+        }
+    }
+    places.retain(|(eeg, _)| eeg.is_dir());
+    if places.is_empty() && found.skipped.len() == before {
+        found.skipped.push(Skipped { path: folder.to_path_buf(), why: NO_EEG.to_string() });
+    }
+    for (eeg, session) in &places {
+        let visited = visit(eeg, subject, &[top, &upper, session], participants, found);
+        found.listed(eeg, visited);
+    }
 }
 
 /// One eeg folder, `above` it the sidecars of the folders it lies in, the outermost first.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) use layout::{Entry, Index, TILE, VERSION, encode};
-pub(crate) use write::{Partial, Writer, remove_abandoned};
+pub(crate) use write::{Partial, Writer, refused, remove_abandoned};
 
 use super::Annotation;
 use super::window::{Extent, Window};

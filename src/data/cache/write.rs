@@ -54,6 +54,20 @@ impl<W: Write + Seek> Writer<W> {
     }
 }
 
+/// For `map_err` where the folder of caches refuses: what cannot be done to `path`, and what helps.
+pub(crate) fn refused(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space on that disk, or set data.cache_dir to a folder on another one"
+            }
+            _ => "set data.cache_dir to a folder that this user may write to",
+        };
+        Error::input(path, format!("cannot {action} the cache: {error}"), remedy)
+    }
+}
+
 /// A file that is deleted when dropped, unless it was [`Self::keep`]t.
 pub(crate) struct Partial {
     path: PathBuf,
@@ -67,7 +81,7 @@ impl Partial {
         let path = target.with_extension(format!("{}.{PARTIAL}", std::process::id()));
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = file.map_err(Error::io(&path, "create"))?;
+        let file = file.map_err(refused(&path, "create"))?;
         let partial = Self { path, kept: false };
         // A file system without locks only loses the tidying up of abandoned files.
         let _ = file.try_lock();
@@ -76,7 +90,7 @@ impl Partial {
 
     /// Makes the file durable and gives it its final name.
     pub(crate) fn keep(mut self, file: &File, target: &Path) -> Result<()> {
-        file.sync_all().map_err(Error::io(&self.path, "finish writing"))?;
+        file.sync_all().map_err(refused(&self.path, "finish writing"))?;
         fs::rename(&self.path, target).map_err(Error::io(target, "rename the finished file to"))?;
         self.kept = true;
         if let Some(parent) = target.parent()

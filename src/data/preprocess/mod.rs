@@ -15,7 +15,7 @@ pub use settings::{BadChannels, Reference, Scale, Settings};
 use super::filter::{Filter, Fir, Workspace, harmonics};
 use super::resample::Resampler;
 use super::window::is_boundary;
-use super::{Annotation, ChannelKind, Recording};
+use super::{Annotation, ChannelKind, Recording, names};
 use crate::{Error, Result};
 use robust::{centre_and_spread, quantile};
 
@@ -115,6 +115,7 @@ fn select(recording: Recording, settings: &Settings, place: &str) -> Result<Vec<
         _ => &[],
     };
     let total = recording.channels.len();
+    let all: Vec<String> = recording.channels.iter().map(|channel| channel.name.clone()).collect();
     let mut rows = Vec::new();
     for channel in recording.channels {
         let listed = settings.channels.is_empty() || settings.channels.contains(&channel.name);
@@ -140,13 +141,10 @@ fn select(recording: Recording, settings: &Settings, place: &str) -> Result<Vec<
             samples: channel.samples,
         });
     }
-    let has = |name: &String| rows.iter().any(|row| row.name == *name);
-    if let Some(missing) = settings.channels.iter().chain(references).find(|name| !has(name)) {
-        return Err(Error::input(
-            place,
-            format!("has no channel {missing} (of kind {})", settings.kinds.join(" or ")),
-            "correct the names in preprocess.channels or preprocess.reference",
-        ));
+    check_names(&rows, &all, settings, place)?;
+    if !settings.channels.is_empty() {
+        let place_of = |row: &Row| settings.channels.iter().position(|name| *name == row.name);
+        rows.sort_by_key(|row| place_of(row).unwrap_or(usize::MAX));
     }
     if !rows.iter().any(|row| row.kept) {
         return Err(Error::input(
@@ -156,6 +154,29 @@ fn select(recording: Recording, settings: &Settings, place: &str) -> Result<Vec<
         ));
     }
     Ok(rows)
+}
+
+/// Refuses a file that lacks a channel which the settings name.
+fn check_names(rows: &[Row], all: &[String], settings: &Settings, place: &str) -> Result<()> {
+    let references: &[String] = match &settings.reference {
+        Reference::Channels(names) => names,
+        _ => &[],
+    };
+    // One that is listed and was not taken is of another kind.
+    let taken = |name: &&String| rows.iter().any(|row| row.name == **name);
+    let listed = |name: &&String| settings.channels.contains(name) || references.contains(name);
+    let have: Vec<&str> =
+        all.iter().filter(|name| taken(name) || !listed(name)).map(String::as_str).collect();
+    for (wanted, field) in
+        [(settings.channels.as_slice(), "data.channels"), (references, "data.reference")]
+    {
+        let Some(lacking) = names::lacking(wanted, &have) else { continue };
+        let kinds = settings.kinds.join(" or ");
+        let problem = format!("has no channel {lacking} of {field} (of kind {kinds})");
+        let remedy = format!("name channels as the file does, in {field}");
+        return Err(Error::input(place, problem, remedy));
+    }
+    Ok(())
 }
 
 fn common_rate(rows: &[Row], settings: &Settings, place: &str) -> Result<f64> {
