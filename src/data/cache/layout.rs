@@ -20,7 +20,7 @@ use crate::data::preprocess::{Processed, Settings};
 const _: () = assert!(cfg!(target_endian = "little"), "cache files are mapped as they lie");
 
 /// Changes whenever these bytes, or what preprocessing makes of a recording, change.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Samples of one channel that lie side by side.
 pub(crate) const TILE: usize = 64;
 pub(super) const ALIGN: usize = 64;
