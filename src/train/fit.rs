@@ -264,12 +264,12 @@ impl<'a> Fit<'a> {
         while !progress.finished {
             self.thaw(progress.epoch, &mut frozen)?;
             if self.pass(progress, course)? == Ended::Interrupted {
-                self.save(progress, course, false)?;
+                self.save(progress, course, None)?;
                 return Ok(Ended::Interrupted);
             }
-            let best = self.end_epoch(progress, course)?;
+            let verdict = self.end_epoch(progress, course)?;
             progress.finished |= progress.step >= self.schedule.total();
-            self.save(progress, course, best)?;
+            self.save(progress, course, Some(verdict))?;
         }
         Ok(Ended::Finished)
     }
@@ -316,7 +316,7 @@ impl<'a> Fit<'a> {
                     return Ok(Ended::Interrupted);
                 }
                 if save {
-                    self.save(progress, course, false)?;
+                    self.save(progress, course, None)?;
                 }
                 self.check(self.saver.check()?)?;
             }
@@ -335,18 +335,22 @@ impl<'a> Fit<'a> {
         Ok((log, EventWriter::resume(events, progress.step + 1)?))
     }
 
-    /// Begins to save the present state, as the best one too where it is. One with weights that are no
-    /// numbers is never saved: the run ends instead, as it does where a file cannot be written.
-    fn save(&self, progress: &Progress, course: &mut Course<'_>, best: bool) -> Result<()> {
+    /// Begins to save the present state: within an epoch or, with its verdict, at the end of one. A state
+    /// with weights that are no numbers is never saved: the run ends instead, as it does where a file cannot
+    /// be written. Unless the training ends, an epoch's end waits for no other save: [`Saver::offer`].
+    fn save(&self, now: &Progress, course: &mut Course<'_>, epoch: Option<Verdict>) -> Result<()> {
         let begun = Instant::now();
         let wanted = Wanted {
             about: self.about.clone(),
-            progress: progress.clone(),
-            best: best.then(|| self.paths.best()),
+            progress: now.clone(),
+            best: (epoch == Some(Verdict::Best)).then(|| self.paths.best()),
             last: self.paths.last(),
         };
-        let before = self.saver.begin(&self.step, wanted)?;
-        course.saved = Instant::now();
+        let (before, saves) = match epoch.is_none() || now.finished {
+            true => (self.saver.begin(&self.step, wanted)?, true),
+            false => self.saver.offer(&self.step, wanted)?,
+        };
+        course.saved = if saves { Instant::now() } else { course.saved };
         course.spent.saving += begun.elapsed();
         self.check(before)
     }
@@ -490,8 +494,8 @@ impl<'a> Fit<'a> {
         course.events.scalars(step, &all)
     }
 
-    /// Validates and decides; true where the present weights are the best so far.
-    fn end_epoch(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<bool> {
+    /// Validates and decides what follows.
+    fn end_epoch(&self, progress: &mut Progress, course: &mut Course<'_>) -> Result<Verdict> {
         let begun = Instant::now();
         let loss = progress.loss_sum / progress.step_in_epoch.max(1) as f64;
         let validation = match self.validation.is_empty() {
@@ -528,7 +532,7 @@ impl<'a> Fit<'a> {
         progress.epoch += 1;
         progress.step_in_epoch = 0;
         progress.loss_sum = 0.0;
-        Ok(verdict == Verdict::Best)
+        Ok(verdict)
     }
 }
 
