@@ -78,6 +78,8 @@ fn folders_targets_and_settings() {
 #[test]
 fn folders_that_cannot_be_written() {
     let bench = Bench::new(10);
+    let report = bench.engine(&["devices", "--report", "absent/report.txt"]);
+    refused(report, &["absent/report.txt", "cannot be written", "--report"]);
     std::fs::write(bench.path("file"), "x").expect("written");
     refused(bench.train("file/run", &[]), &["file/run", "remedy"]);
     refused(bench.train("file", &[]), &["file", "remedy"]);

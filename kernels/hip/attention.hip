@@ -24,7 +24,7 @@
 // The tiles of attention.cu have 84 % in their products alone, and at 200 rows a third more of padding.
 // A wave waits for each of its reads: other waves hide that. A SIMD has room for 20, 14 and 7 forward
 // and for 9 and 5 backward, bounded by registers (41 and 108 of 1024 at 16); at batch 8 and 6 heads of
-// 200 queries there are 5 and 10. Heads of 8 had 61 %, and left to the compiler scalar registers spill.
+// 200 queries there are 5 and 10. Heads of 8 reached 61 %, with scalar registers spilled.
 #include "portable.h"
 
 namespace {

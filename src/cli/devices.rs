@@ -88,7 +88,10 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
         return Ok(());
     };
     let said = device_report::text(&words, &wanted);
-    std::fs::write(path, said).map_err(Error::io(path, "write"))?;
+    std::fs::write(path, said).map_err(|error| {
+        let remedy = "give --report a file in a folder that is there and can be written to";
+        Error::input(path.display(), format!("cannot be written: {error}"), remedy)
+    })?;
     let text = format!("{}: read it, then send it with what you saw", path.display());
     console.finish(&text, &json!({ "report": path }));
     Ok(())

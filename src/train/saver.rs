@@ -117,9 +117,8 @@ impl Saver {
         let lost = |_| Err(Error::shape("checkpoint", "its thread ended before it was written"));
         let written = thread.join().unwrap_or_else(lost);
         let next = lock(&self.next).take();
-        match (&written, next) {
-            (Ok(Written::Whole), Some((snapshot, wanted))) => self.start(snapshot, wanted)?,
-            _ => {}
+        if let (Ok(Written::Whole), Some((snapshot, wanted))) = (&written, next) {
+            self.start(snapshot, wanted)?;
         }
         written
     }
