@@ -270,19 +270,28 @@ pub fn channel_map(
     let labels: Vec<f64> = chosen.iter().map(|w| data.label(w)).collect();
     let whole = mean_loss(about, &labels, &step.evaluate(&samples)?);
     let mut values = Vec::with_capacity(channels);
-    let mut silenced = samples.clone();
-    for (c, position) in positions.iter().enumerate() {
-        let rows = |samples: &mut [f32], f: &dyn Fn(usize, &mut [f32])| {
-            let all = samples.chunks_exact_mut(channels * length).enumerate();
-            all.for_each(|(i, window)| f(i, &mut window[c * length..(c + 1) * length]));
-        };
-        rows(&mut silenced, &|_, row| row.fill(0.0));
-        let value = mean_loss(about, &labels, &step.evaluate(&silenced)?) - whole;
-        rows(&mut silenced, &|i, row| {
-            row.copy_from_slice(&samples[(i * channels + c) * length..][..length]);
-        });
-        let position = position.map(f64::from);
-        values.push(ChannelValue { name: about.channels[c].clone(), position, value });
+    // As many channels at once as fill an evaluation pass: a large one mostly empty for each channel of a
+    // geodesic net would take longer than a short training.
+    let at_once = (step.spec().eval_batch / chosen.len()).max(1);
+    let mut silenced = Vec::with_capacity(at_once * samples.len());
+    for first in (0..channels).step_by(at_once) {
+        let some = first..channels.min(first + at_once);
+        silenced.clear();
+        for c in some.clone() {
+            let begin = silenced.len();
+            silenced.extend_from_slice(&samples);
+            for window in silenced[begin..].chunks_exact_mut(channels * length) {
+                window[c * length..(c + 1) * length].fill(0.0);
+            }
+        }
+        let raw = step.evaluate(&silenced)?;
+        for (c, raw) in some.clone().zip(raw.chunks_exact(raw.len() / some.len())) {
+            values.push(ChannelValue {
+                name: about.channels[c].clone(),
+                position: positions[c].map(f64::from),
+                value: mean_loss(about, &labels, raw) - whole,
+            });
+        }
     }
     let label = match about.task {
         Task::Regression { .. } => "rise of the squared error (z-score)",
