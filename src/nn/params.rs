@@ -15,6 +15,9 @@ use crate::ops::optimizer::BLOCK;
 use crate::tensor::{Shape, Tensor};
 use crate::{DType, Element, Error, Result};
 
+/// Zeros that are written to gradients at once.
+const PIECE: usize = 1 << 20;
+
 /// Index of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
@@ -210,14 +213,23 @@ pub struct Params {
 
 impl Params {
     fn initialise(&self, seed: u64) -> Result<()> {
-        let mut flat = vec![0.0f64; self.values.numel()];
+        // A piece at a time: of a large model, arrays of all would take longer to touch than to draw.
+        let mut values = Vec::new();
         for (spec, &offset) in self.specs.iter().zip(&self.offsets) {
             let mut rng = Rng::new(seed, xxh3_64(spec.name.as_bytes()) >> 1);
-            let values = flat[offset..offset + spec.shape.numel()].iter_mut().enumerate();
-            values.for_each(|(i, value)| *value = spec.init.value(&mut rng, i));
+            let count = spec.shape.numel();
+            values.clear();
+            values.extend((0..count).map(|i| spec.init.value(&mut rng, i)));
+            // Also what lies before the next one: norms and updates go over all.
+            values.resize(count.next_multiple_of(BLOCK), 0.0);
+            self.write_floats(&self.values.narrow(offset, values.len())?, &values)?;
         }
-        self.write_floats(&self.values, &flat)?;
-        self.write_floats(&self.grads, &vec![0.0; self.grads.numel()])
+        let zeros = vec![0.0; self.grads.numel().min(PIECE)];
+        for first in (0..self.grads.numel()).step_by(PIECE) {
+            let count = PIECE.min(self.grads.numel() - first);
+            self.write_floats(&self.grads.narrow(first, count)?, &zeros[..count])?;
+        }
+        Ok(())
     }
 
     /// Writes numbers to a tensor of the parameters' type.
